@@ -1,0 +1,90 @@
+"""From path rules to the sharding of every array of a train state."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import logging
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Rules = Sequence[tuple[str, PartitionSpec]]
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A key path as text: `layers/0/attention/query/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def partition_spec(name: str, rules: Rules) -> PartitionSpec:
+    """The spec of the first rule found in a "/"-joined path; replicated if none is."""
+    for pattern, spec in rules:
+        if re.search(pattern, name):
+            return spec
+    return PartitionSpec()
+
+
+def fit_to_shape(
+    name: str, spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh
+) -> PartitionSpec:
+    """Drops mesh axes that do not divide their dimension, and says so once in the log.
+
+    Raises:
+      ValueError: if the spec has more entries than the array has dimensions.
+    """
+    if len(spec) > len(shape):
+        raise ValueError(
+            f"partition rule for {name} has {len(spec)} entries ({spec}), but the "
+            f"array has shape {shape}"
+        )
+    fitted = []
+    for size, entry in zip(shape, spec, strict=False):
+        axes = (entry,) if isinstance(entry, str) else tuple(entry or ())
+        kept = []
+        for axis in axes:
+            if size % mesh.shape[axis] == 0:
+                kept.append(axis)
+                size //= mesh.shape[axis]
+            else:
+                logging.info("%s: %d is not split over mesh.%s", name, size, axis)
+        fitted.append(kept[0] if len(kept) == 1 else tuple(kept) or None)
+    return PartitionSpec(*fitted)
+
+
+def param_shardings(params: Any, rules: Rules, mesh: Mesh) -> Any:
+    """A tree of `NamedSharding` like `params` (arrays or shapes)."""
+
+    def sharding(path, leaf):
+        name = path_name(path)
+        spec = fit_to_shape(name, partition_spec(name, rules), leaf.shape, mesh)
+        return NamedSharding(mesh, spec)
+
+    return jax.tree.map_with_path(sharding, params)
+
+
+def state_shardings(state: Any, params: Any, rules: Rules, mesh: Mesh) -> Any:
+    """Shardings for any tree that holds copies of the parameters' structure.
+
+    A leaf whose path ends like a parameter's and that has its shape (a moment, an
+    averaged sequence, the parameter itself) is laid out like it; everything else
+    (counters, scalars, keys) is replicated.
+    """
+    by_path = {
+        path_name(path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree.leaves_with_path(params),
+            jax.tree.leaves(param_shardings(params, rules, mesh)),
+            strict=True,
+        )
+    }
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def sharding(path, leaf):
+        parts = path_name(path).split("/")
+        for start in range(len(parts)):
+            shape, found = by_path.get("/".join(parts[start:]), (None, whole))
+            if shape == leaf.shape:
+                return found
+        return whole
+
+    return jax.tree.map_with_path(sharding, state)

@@ -1,0 +1,65 @@
+"""Trains a Llama: `python -m experiments.train_llama --preset=llama_nano_stdlib`.
+
+Flags make a `TrainConfig`; `experiments.training` does the rest. Exit status: 0 for
+finished, target reached or preempted (a checkpoint was saved), 2 for a request that
+was refused before anything was compiled or written, 3 for diverged, 1 for the rest.
+"""
+
+import os
+import sys
+
+from absl import app, flags
+
+from experiments.config import TrainConfig
+from experiments.flags import (
+    config_from_flags,
+    define_config_flags,
+    define_distributed_flags,
+    initialize_distributed,
+)
+from experiments.presets import LLAMA, preset_by_name
+from experiments.training import prepare
+
+EXIT_REFUSED, EXIT_DIVERGED = 2, 3
+
+_PRESET = flags.DEFINE_string(
+    "preset", "llama_nano_stdlib", f"One of: {', '.join(LLAMA)}."
+)
+_OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir", None, "Folder of this run; must not hold another run.", required=True
+)
+_RESUME = flags.DEFINE_bool(
+    "resume", False, "Go on from the newest checkpoint in --output_dir."
+)
+define_config_flags(TrainConfig)
+define_distributed_flags()
+
+
+def _request(argv: list[str]) -> TrainConfig:
+    if len(argv) > 1:
+        raise ValueError(f"unexpected argument {argv[1]!r}; flags start with --")
+    return config_from_flags(preset_by_name(_PRESET.value, LLAMA), flags.FLAGS)
+
+
+def main(argv: list[str]) -> None:
+    """Flags to configuration to run."""
+    try:
+        config = _request(argv)
+        if config.deterministic:
+            # Read when the backend starts, so before the first use of a device.
+            os.environ["XLA_FLAGS"] = (
+                os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+            )
+        initialize_distributed(flags.FLAGS)
+        prepared = prepare(config, _OUTPUT_DIR.value, resume=_RESUME.value)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_REFUSED)
+    result = prepared.run()
+    print(result.message)
+    if result.status == "diverged":
+        sys.exit(EXIT_DIVERGED)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,98 @@
+"""Starting a run: check the request, then train."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments.config import FREE_ON_RESUME, TrainConfig
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.loop import TrainingLoop
+from experiments.training.resume import require_same_trajectory
+from experiments.training.run_directory import RunDirectory
+from experiments.training.setup import Setup, build_setup
+
+
+class RunResult(NamedTuple):
+    """How a run ended."""
+
+    status: str  # finished | target_reached | preempted | diverged
+    step: int  # updates applied
+    summary: dict[str, Any]  # the row of summary.json
+    message: str  # one line for a person
+
+
+class Prepared(NamedTuple):
+    """A run whose request was checked; nothing has been compiled yet."""
+
+    setup: Setup
+    directory: RunDirectory
+    loop: TrainingLoop
+
+    def run(self) -> RunResult:
+        """Trains."""
+        with jax.set_mesh(self.setup.mesh):
+            stop, summary = self.loop.run()
+        message = f"{stop.status}: {stop.reason}"
+        if "eval/loss" in summary:
+            message += f"; validation loss {summary['eval/loss']:.4f}"
+        return RunResult(
+            stop.status, self.loop.step, summary, f"{message}; {self.directory.path}"
+        )
+
+
+def prepare(
+    config: TrainConfig,
+    output_dir: str | pathlib.Path,
+    *,
+    resume: bool = False,
+    devices: Sequence[jax.Device] | None = None,
+) -> Prepared:
+    """Checks a request against data, devices and what the folder already holds.
+
+    Args:
+      config: the run.
+      output_dir: its folder; must not hold another run unless `resume`.
+      resume: go on from the newest checkpoint in the folder, if there is one.
+      devices: to use; all of the run's by default.
+
+    Raises:
+      ValueError, OSError, ImportError: one sentence that names what to change.
+    """
+    directory = RunDirectory(output_dir, resume=resume)
+    setup = build_setup(config, devices)
+    if resume:
+        _require_same_run(setup, directory)
+    with jax.set_mesh(setup.mesh):
+        loop = TrainingLoop(setup, directory, resume=resume)
+    return Prepared(setup, directory, loop)
+
+
+def _require_same_run(setup: Setup, directory: RunDirectory) -> None:
+    checkpoints = Checkpoints(directory.checkpoints, keep=setup.config.checkpoint.keep)
+    saved = checkpoints.read_metadata()
+    checkpoints.close()
+    if saved is not None:
+        require_same_trajectory(saved["trajectory"], setup.trajectory, FREE_ON_RESUME)
+
+
+def run(
+    config: TrainConfig,
+    output_dir: str | pathlib.Path,
+    *,
+    resume: bool = False,
+    devices: Sequence[jax.Device] | None = None,
+) -> RunResult:
+    """Trains as configured; notebooks and tests call this.
+
+    Arguments and errors are those of `prepare`.
+    """
+    return prepare(config, output_dir, resume=resume, devices=devices).run()
+
+
+def read_summary(output_dir: str | pathlib.Path) -> dict[str, Any] | None:
+    """The summary row of a run that has ended; None if it has not."""
+    path = pathlib.Path(output_dir) / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,273 @@
+"""The training loop: dispatch step t, then look at the metrics of step t - 1.
+
+The device never waits for logging. The loop drains (waits for the last dispatched
+step) only where something must be exact: before an evaluation, before a checkpoint
+and at the end.
+"""
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+from experiments.flags import to_dict
+from experiments.provenance import provenance
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.evaluation import Evaluator
+from experiments.training.preemption import PreemptionGuard
+from experiments.training.recording import Recorder
+from experiments.training.run_directory import RunDirectory
+from experiments.training.setup import (
+    CompiledStep,
+    DeviceBatch,
+    Setup,
+    compile_step,
+    initial_state,
+)
+from experiments.training.state import TrainState
+
+
+class Stop(NamedTuple):
+    """Why a run ended."""
+
+    status: str  # finished | target_reached | preempted | diverged
+    reason: str  # one clause for a person
+
+
+class _Dispatched(NamedTuple):
+    """Metrics of a step that may still be running."""
+
+    step: int
+    values: dict[str, Any]
+
+
+class TrainingLoop:
+    """One run from its first (or resumed) step to its end.
+
+    Args:
+      setup: the run's parts.
+      directory: its folder, already claimed.
+      resume: whether to go on from the newest checkpoint in it.
+
+    Raises:
+      CheckpointError: if there are checkpoints but none of them fits.
+    """
+
+    def __init__(self, setup: Setup, directory: RunDirectory, *, resume: bool):
+        self._setup = setup
+        self._config = config = setup.config
+        self._directory = directory
+        self._checkpoints = Checkpoints(
+            directory.checkpoints, keep=config.checkpoint.keep
+        )
+        self._wall_before = 0.0  # training seconds of the run this one continues
+        restored = self._restore() if resume else None
+        self.state = initial_state(setup) if restored is None else restored
+        self.step = int(self.state.step)
+        self._resumes = restored is not None
+        self._whole_step = True  # the data position belongs to the state
+        self._dispatched: _Dispatched | None = None
+        self._saved_step = self._evaluated_step = -1
+        self._evaluation: dict[str, float] = {}  # the newest, by eval/ name
+
+    def _restore(self) -> TrainState | None:
+        restored = self._checkpoints.restore_latest(
+            self._setup.abstract_state, self._setup.data.train
+        )
+        if restored is None:
+            logging.warning("nothing to resume from yet: starting at step 0")
+            return None
+        self._wall_before = restored.metadata["wall_s"]
+        return restored.state
+
+    def run(self) -> tuple[Stop, dict[str, Any]]:
+        """Trains until the last step, a target, a signal or a divergence.
+
+        Returns:
+          Why it ended, and the summary row that was written.
+
+        Raises:
+          Whatever went wrong, after the last whole step was saved if it was good.
+        """
+        self._provenance = provenance()
+        self._directory.start(to_dict(self._config), self._provenance)
+        batches = [self._setup.place(b) for b in self._setup.data.validation()]
+        self._evaluator = Evaluator(
+            self._setup.model,
+            batches,
+            in_turn=self._setup.in_turn,
+            averages=self._setup.optimizer.averages,
+            gradient_point=self._config.evaluation.gradient_point,
+            bytes_per_token=self._setup.data.bytes_per_token,
+        )
+        compiled = self._compile(batches[0])
+        self._recorder = Recorder(
+            self._setup,
+            self._directory,
+            start_step=self.step,
+            resume=self._resumes,
+            wall_before=self._wall_before,
+        )
+        try:
+            with PreemptionGuard() as self._guard, self._recorder:
+                stop = self._train(compiled)
+                self._checkpoints.wait()
+                summary = self._recorder.finish(
+                    stop.status, stop.reason, self.step, self._evaluation
+                )
+        except BaseException as error:
+            self._rescue(error)
+            raise
+        finally:
+            self._checkpoints.close()
+        return stop, summary
+
+    def _compile(self, example: DeviceBatch) -> CompiledStep:
+        started = time.perf_counter()
+        compiled = compile_step(self._setup, example)
+        logging.info(
+            "compiled in %.1f s; %.1f MB of temporaries",
+            time.perf_counter() - started,
+            compiled.temporary_bytes / 1e6,
+        )
+        return compiled
+
+    def _train(self, compiled: CompiledStep) -> Stop:
+        if self.step >= self._config.steps:  # a finished run was resumed
+            return self._boundary() or Stop("finished", "no step was left")
+        sums = compiled.zero_sums()
+        micro_indices = [np.int32(i) for i in range(self._config.batch.accumulations)]
+        train = self._setup.data.train
+        self._recorder.meter.start()
+        while True:
+            for micro_index in micro_indices:
+                batch = next(train)
+                self._whole_step = False
+                batch = self._setup.place(batch)
+                sums = compiled.accumulate(self.state, sums, batch, micro_index)
+            self.state, sums, metrics = compiled.apply(self.state, sums)
+            self.step += 1
+            self._whole_step = True
+            previous = self._dispatched
+            self._dispatched = _Dispatched(self.step, metrics)
+            stop = self._inspect(previous) or self._boundary()
+            if stop:
+                return stop
+
+    def _inspect(self, dispatched: _Dispatched | None) -> Stop | None:
+        """Reads one step's metrics: logs them when due, stops on a non-finite one."""
+        if dispatched is None:
+            return None
+        step, values = dispatched
+        if not values["healthy"]:
+            found = self._describe_nonfinite(step, values)
+            if self._config.stopping.on_nonfinite == "stop":
+                return Stop("diverged", found)
+            self._recorder.skipped(found)
+        self._recorder.training(step, values)
+        return None
+
+    def _describe_nonfinite(self, step: int, values: dict[str, Any]) -> str:
+        names = [
+            jax.tree_util.keystr(path, simple=True, separator="/")
+            for path, _ in jax.tree.leaves_with_path(self.state.params)
+        ]
+        finite = np.isfinite(jax.device_get(values["leaf_squared_norms"]))
+        if finite.all():
+            return f"the loss of step {step} is {float(values['loss'])}"
+        leaf = names[int(np.argmin(finite))]
+        return f"the gradient of {leaf} at step {step} is not finite"
+
+    def _drain(self) -> Stop | None:
+        """Waits for the last dispatched step and reads its metrics."""
+        dispatched, self._dispatched = self._dispatched, None
+        return self._inspect(dispatched)
+
+    def _boundary(self) -> Stop | None:
+        """What is due after a step: evaluation, checkpoint, or the end."""
+        config, step = self._config, self.step
+        last = step >= config.steps
+        evaluate = last or step % config.evaluation.every == 0
+        every = config.checkpoint.every
+        save = last or (every > 0 and step % every == 0)
+        preempted = self._guard.requested or self._checkpoints.reached_preemption(step)
+        late = self._recorder.seconds() > config.stopping.max_seconds
+        if not (evaluate or save or preempted or late):
+            return None
+        stop = self._drain()
+        self._recorder.meter.stop()
+        if stop is None and evaluate:
+            stop = self._evaluate()
+        if stop is None:
+            stop = self._end(last=last, preempted=preempted, late=late)
+        if save or stop is not None:
+            self._save(stop)
+        if stop is None:
+            self._recorder.meter.start()
+        return stop
+
+    def _end(self, *, last: bool, preempted: bool, late: bool) -> Stop | None:
+        if last:
+            return Stop("finished", f"{self.step} steps done")
+        if preempted:
+            return Stop("preempted", f"preempted at step {self.step}, state saved")
+        if late:
+            seconds = self._config.stopping.max_seconds
+            return Stop("finished", f"stopping.max_seconds={seconds} passed")
+        return None
+
+    def _evaluate(self) -> Stop | None:
+        metrics = self._evaluator(self.state.params, self.state.opt_state)
+        self._evaluation, self._evaluated_step = metrics, self.step
+        self._recorder.evaluation(self.step, metrics)
+        loss, target = metrics["eval/loss"], self._config.stopping.target_loss
+        if not np.isfinite(loss):
+            return Stop(
+                "diverged", f"the validation loss at step {self.step} is {loss}"
+            )
+        if loss <= target:
+            self._recorder.target_reached(self.step)
+            return Stop(
+                "target_reached",
+                f"eval/loss {loss:.4f} reached the target {target} at step {self.step}",
+            )
+        return None
+
+    def _save(self, stop: Stop | None) -> None:
+        """Saves this step unless it diverged: the last good one stays the newest."""
+        if stop is not None and stop.status == "diverged":
+            return
+        if self._saved_step == self.step:
+            return
+        self._recorder.flush()
+        self._checkpoints.save(
+            self.step,
+            self.state,
+            self._setup.data.train,
+            {
+                "trajectory": self._setup.trajectory,
+                "wall_s": self._recorder.seconds(),
+                "mesh": dict(self._setup.mesh.shape),
+                **self._provenance,
+            },
+            self._evaluation if self._evaluated_step == self.step else None,
+        )
+        self._saved_step = self.step
+
+    def _rescue(self, error: BaseException) -> None:
+        """After an exception: saves the last whole step if it was good.
+
+        Between two micro-batches the data is ahead of the state, and on several
+        processes the others may be elsewhere: then the last checkpoint must do.
+        """
+        reason = f"{type(error).__name__}: {error}"
+        self._directory.write_status("failed", step=self.step, reason=reason)
+        alone = jax.process_count() == 1
+        if isinstance(error, Exception) and self._whole_step and alone:
+            try:
+                self._save(self._drain())
+                self._checkpoints.wait()
+            except Exception:  # the first error is the one to report
+                logging.exception("the state at the failure could not be saved")

@@ -1,0 +1,160 @@
+"""What a run tells: rows of metrics, the bar on the terminal, status and summary."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl import logging
+
+from experiments.training.metrics import MetricsWriter
+from experiments.training.progress import Progress
+from experiments.training.run_directory import RunDirectory
+from experiments.training.setup import Setup
+from experiments.training.throughput import ThroughputMeter, mfu
+
+
+class Recorder:
+    """Turns what the loop sees into rows, on process 0 only.
+
+    Args:
+      setup: the run's parts.
+      directory: its folder.
+      start_step: the step the run starts or goes on from.
+      resume: whether earlier rows of the run are kept.
+      wall_before: training seconds of the run this one continues.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        directory: RunDirectory,
+        *,
+        start_step: int,
+        resume: bool,
+        wall_before: float,
+    ):
+        self._config = setup.config
+        self._directory = directory
+        self._tokens_per_step = setup.tokens_per_step
+        self._flops_per_token = (
+            setup.model.flops_per_example / setup.config.model.max_seq_len
+        )
+        self._devices = list(setup.mesh.devices.flat)
+        self._state_copies = _state_copies(setup.abstract_state)
+        self._wall_before = wall_before
+        self._skipped_steps = 0
+        self._target: dict[str, float] = {}  # filled when the target is reached
+        self.meter = ThroughputMeter()
+        self._writer = MetricsWriter(
+            directory.path,
+            tensorboard=setup.config.logging.tensorboard,
+            resume_step=start_step if resume else None,
+            enabled=jax.process_index() == 0,
+        )
+        self._progress = Progress(
+            total=setup.config.steps,
+            initial=start_step,
+            enabled=setup.config.logging.progress,
+        )
+        # Measures the device's peak now, where it must, and not inside the first rows.
+        self._mfu(0.0)
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._progress.close()
+        self._writer.close()
+
+    def seconds(self) -> float:
+        """Training seconds so far, those of continued runs included."""
+        return self._wall_before + self.meter.seconds
+
+    def flush(self) -> None:
+        """Hands all rows to the system."""
+        self._writer.flush()
+
+    def training(self, step: int, values: Mapping[str, Any]) -> None:
+        """One step's metrics; written every `logging.every` steps."""
+        self.meter.count(self._tokens_per_step)
+        if step % self._config.logging.every and step != self._config.steps:
+            return
+        names = ("loss", "objective", "grad_norm", "update_norm", "param_norm", "lr")
+        read = jax.device_get({name: values[name] for name in names})
+        row = {f"train/{name}": float(value) for name, value in read.items()}
+        row["train/batch_size"] = float(self._config.batch.size)
+        row["optim/skipped_steps"] = float(self._skipped_steps)
+        rates = self.meter.window()
+        if rates:
+            row |= rates | self._mfu(rates["perf/tokens_per_s"])
+        self._write(step, "train", row)
+        self._progress.update(
+            step, loss=row["train/loss"], tokens_per_s=rates.get("perf/tokens_per_s")
+        )
+
+    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One evaluation, by `eval/` name."""
+        self._write(step, "eval", dict(metrics))
+        self._progress.evaluated(step, metrics)
+
+    def skipped(self, reason: str) -> None:
+        """A step that was left out because something in it was not finite."""
+        self._skipped_steps += 1
+        logging.warning("step skipped: %s", reason)
+
+    def target_reached(self, step: int) -> None:
+        """Notes when the target was reached."""
+        self._target = {
+            "steps_to_target": step,
+            "seconds_to_target": round(self.seconds(), 3),
+        }
+
+    def finish(
+        self, status: str, reason: str, step: int, evaluation: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """Writes summary and status; returns the summary row."""
+        summary = {
+            "status": status,
+            "reason": reason,
+            "step": step,
+            "tokens": step * self._tokens_per_step,
+            "wall_s": round(self.seconds(), 3),
+            "optimizer": self._config.optimizer.name,
+            "optim/state_copies": round(self._state_copies, 4),
+            "optim/skipped_steps": self._skipped_steps,
+            **evaluation,
+            **self.meter.totals(),
+            **self._target,
+        }
+        self._writer.write_summary(summary)
+        self._directory.write_status(
+            status, step=step, reason=reason, finished_at=time.time(), **self._target
+        )
+        return summary
+
+    def _mfu(self, tokens_per_s: float) -> dict[str, float]:
+        ratio, label = mfu(
+            self._flops_per_token * tokens_per_s,
+            self._devices,
+            dtype=self._config.model.compute_dtype,
+        )
+        return {f"perf/{label}": ratio}
+
+    def _write(self, step: int, split: str, row: dict[str, float]) -> None:
+        self._writer.write(
+            step,
+            split,
+            row,
+            wall_s=self.seconds(),
+            tokens=step * self._tokens_per_step,
+        )
+
+
+def _state_copies(abstract_state: Any) -> float:
+    """Bytes of the optimizer's state over bytes of the parameters."""
+
+    def size(tree):
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+    return size(abstract_state.opt_state) / size(abstract_state.params)

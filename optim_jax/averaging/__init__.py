@@ -1,0 +1,1 @@
+"""Averaging of the iterates: primal averaging, Schedule-Free, single-worker DiLoCo."""

@@ -1,0 +1,205 @@
+"""The registry: one row per public transformation. A new method adds a row here.
+
+Every check of this folder runs on every row. A row says how to build the
+transformation and what it promises; what a foreign peer is known not to keep stands
+in its `exceptions` and must really fail (strict xfail), so that the entry goes when
+the peer is mended.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optax
+
+import optim_jax
+
+RATE = 1e-2
+
+
+def schedule(count):
+    """A changing learning rate that starts at `RATE`."""
+    return RATE / (1.0 + count)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+    """One transformation and its promises.
+
+    Attributes:
+      name: test id, as a user would write the call.
+      factory: what a user calls, and what `optax.inject_hyperparams` is given.
+      arguments: learning rate (number or schedule) -> keyword arguments of `factory`.
+      public: public names of `optim_jax` that the row stands for.
+      static_args: keyword arguments that `optax.inject_hyperparams` must not trace.
+      extra_args: keyword arguments that every `update` must be given.
+      needs_params: `update` without params is a `ValueError`; otherwise `update`
+        must not look at them.
+      init_needs_values: the initial state depends on the values of the params.
+      elementwise: an entry of the update depends on no other entry, so a sharded
+        update needs no communication.
+      buffers: params-sized float32 buffers that the state of float32 params holds
+        (None: not a whole number of them).
+      rtol: tolerance of the comparisons that are equal in exact arithmetic, relative
+        to the largest entry of a leaf.
+      exceptions: name of a check -> why the transformation is known to fail it.
+    """
+
+    name: str
+    factory: Callable[..., optax.GradientTransformation]
+    arguments: Callable[[Any], dict[str, Any]]
+    public: tuple[str, ...] = ()
+    static_args: tuple[str, ...] = ()
+    extra_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    needs_params: bool = True
+    init_needs_values: bool = False
+    elementwise: bool = True
+    buffers: int | None = None
+    rtol: float = 1e-5
+    exceptions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def make(self, learning_rate=RATE):
+        return self.factory(**self.arguments(learning_rate))
+
+    def inject(self, learning_rate=RATE, hyperparam_dtype=None):
+        factory = optax.inject_hyperparams(
+            self.factory, self.static_args, hyperparam_dtype
+        )
+        return factory(**self.arguments(learning_rate))
+
+    def has_learning_rate(self):
+        return self.arguments(RATE) != self.arguments(schedule)
+
+
+def adamw_then_averaging(learning_rate, weight_decay, mu_x, mu_y):
+    return optax.chain(
+        optax.adamw(learning_rate, weight_decay=weight_decay),
+        optim_jax.scale_by_primal_averaging(mu_x, mu_y),
+    )
+
+
+_NO_REFUSAL = "Optax does not refuse integer leaves"
+_HALF = "Optax keeps its statistics in the params' dtype"
+_PROMOTES = "Optax's update takes the dtype of a float32 hyperparameter"
+
+OURS = (
+    ()
+    if not hasattr(optim_jax, "gpa")
+    else (
+        Row(
+            "gpa(adamw)",
+            optim_jax.gpa,
+            lambda rate: {"base": optax.adamw(rate, weight_decay=0.1), "mu_x": 0.9},
+            public=("gpa",),
+            init_needs_values=True,
+            buffers=3,
+        ),
+        Row(
+            "gpa(sgd(momentum), weight_decay)",
+            optim_jax.gpa,
+            lambda rate: {
+                "base": optax.sgd(rate, momentum=0.9),
+                "learning_rate": rate,
+                "weight_decay": 0.1,
+                "mu_y": 0.9,
+            },
+            init_needs_values=True,
+            buffers=2,
+        ),
+        Row(
+            "gpa(lion)",
+            optim_jax.gpa,
+            lambda rate: {"base": optax.lion(rate), "base_params": "y"},
+            init_needs_values=True,
+            buffers=2,
+        ),
+        Row(
+            "gpa_adamw",
+            optim_jax.gpa_adamw,
+            lambda rate: {"learning_rate": rate, "weight_decay": 0.1},
+            public=("gpa_adamw",),
+            init_needs_values=True,
+            buffers=3,
+        ),
+        Row(
+            "gpa_adamw(averaging='schedule_free')",
+            optim_jax.gpa_adamw,
+            lambda rate: {
+                "learning_rate": rate,
+                "weight_decay": 0.1,
+                "decay_mode": "shrink_y",
+                "averaging": "schedule_free",
+            },
+            init_needs_values=True,
+            buffers=3,
+        ),
+        Row(
+            "schedule_free(adam(b1=0))",
+            optim_jax.schedule_free,
+            lambda rate: {"base": optax.adam(rate, b1=0.0), "learning_rate": rate},
+            public=("schedule_free",),
+            init_needs_values=True,
+            buffers=3,
+        ),
+        Row(
+            "scale_by_primal_averaging",
+            optim_jax.scale_by_primal_averaging,
+            lambda rate: {"mu_x": 0.9, "mu_y": 0.7},
+            public=("scale_by_primal_averaging",),
+            needs_params=False,
+            buffers=1,
+        ),
+        Row(
+            "chain(adamw, scale_by_primal_averaging)",
+            adamw_then_averaging,
+            lambda rate: {
+                "learning_rate": rate,
+                "weight_decay": 0.1,
+                "mu_x": 0.9,
+                "mu_y": 0.0,
+            },
+            buffers=3,
+            exceptions={
+                "test_half_precision_statistics_are_float32": _BASE_KEEPS_ITS_DTYPE
+            },
+        ),
+        Row(
+            "single_worker_diloco(adamw)",
+            optim_jax.single_worker_diloco,
+            lambda rate: {"inner": optax.adamw(rate), "inner_steps": 2},
+            public=("single_worker_diloco",),
+            init_needs_values=True,
+            buffers=4,
+        ),
+    )
+)
+
+PEERS = (
+    Row(
+        "optax.adamw",
+        optax.adamw,
+        lambda rate: {"learning_rate": rate, "weight_decay": 0.1},
+        buffers=2,
+        exceptions={
+            "test_integer_leaf_is_an_error": _NO_REFUSAL,
+            "test_half_precision_statistics_are_float32": _HALF,
+            "test_inject_float32_hyperparams_over_half_precision": _PROMOTES,
+        },
+    ),
+    Row(
+        "optax.contrib.schedule_free_adamw",
+        optax.contrib.schedule_free_adamw,
+        lambda rate: {"learning_rate": rate, "weight_decay": 0.1},
+        static_args=("warmup_steps",),
+        init_needs_values=True,
+        buffers=2,
+        rtol=1e-4,  # its update is a difference of two parameters
+        exceptions={
+            "test_integer_leaf_is_an_error": _NO_REFUSAL,
+            "test_half_precision_statistics_are_float32": _HALF,
+            "test_inject_float32_hyperparams_over_half_precision": _PROMOTES,
+        },
+    ),
+)
+
+ROWS = OURS + PEERS

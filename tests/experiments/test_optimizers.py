@@ -1,0 +1,156 @@
+"""The table of optimizers by name."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optim_jax
+from experiments.config import OptimizerConfig
+from experiments.optimizers import (
+    OPTIMIZERS,
+    build_optimizer,
+    learning_rate_schedule,
+)
+from models import LLAMA_PRESETS, build_llama
+from optim_jax import MatrixAxes
+
+CONFIG = OptimizerConfig(learning_rate=0.1, schedule="constant", warmup_fraction=0.0)
+AXES = {"matrix": MatrixAxes("hidden"), "scale": MatrixAxes("norm")}
+PARAMS = {"matrix": jnp.ones((4, 3)), "scale": jnp.ones(3)}
+GRADIENTS = jax.tree.map(lambda leaf: 0.1 * jnp.ones_like(leaf), PARAMS)
+NAMES = [*OPTIMIZERS, "gpa+adamw", "gpa+sgd", "gpa+lion", "gpa+muon"]
+
+
+def _build(**changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    return build_optimizer(config, steps=10, matrix_axes=lambda params: AXES)
+
+
+def _trajectory(optimizer, steps=4):
+    params, state = PARAMS, optimizer.transformation.init(PARAMS)
+    for step in range(steps):
+        gradients = jax.tree.map(lambda leaf, s=step: leaf * (1 + s), GRADIENTS)
+        updates, state = optimizer.transformation.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_moves_the_parameters_and_says_whether_it_averages(name):
+    optimizer = _build(name=name)
+    params, state = _trajectory(optimizer)
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), params, PARAMS)
+    assert all(jax.tree.leaves(moved))
+    if optimizer.averages:
+        x = optim_jax.gpa_eval_params(state, params)
+        assert jax.tree.structure(x) == jax.tree.structure(params)
+    else:
+        with pytest.raises(ValueError):
+            optim_jax.gpa_eval_params(state, params)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon", "sgd", "gpa_adamw"])
+def test_decay_reaches_matrices_and_spares_norms(name):
+    with_decay, _ = _trajectory(_build(name=name, weight_decay=0.5))
+    without, _ = _trajectory(_build(name=name, weight_decay=0.0))
+    assert not np.allclose(with_decay["matrix"], without["matrix"], atol=1e-3)
+    np.testing.assert_allclose(with_decay["scale"], without["scale"], rtol=1e-6)
+
+
+def test_ema_trains_as_adamw_and_evaluates_at_its_average():
+    config = dataclasses.replace(CONFIG, ema_decay=0.5)
+    plain = build_optimizer(config, steps=10, matrix_axes=lambda params: AXES)
+    ema = _build(name="adamw_ema", ema_decay=0.5)
+    params, state = _trajectory(ema)
+    expected = [_trajectory(plain, steps)[0] for steps in range(5)]
+    np.testing.assert_allclose(params["matrix"], expected[-1]["matrix"], rtol=1e-6)
+    average = expected[0]["matrix"]
+    for step_params in expected[1:]:
+        average = 0.5 * average + 0.5 * step_params["matrix"]
+    x = optim_jax.gpa_eval_params(state, params)
+    np.testing.assert_allclose(x["matrix"], average, rtol=1e-6)
+
+
+def test_schedule_free_is_gpa_adamw_with_its_constants():
+    params, _ = _trajectory(_build(name="schedule_free_adamw"))
+    direct = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optim_jax.gpa_adamw(
+            0.1,
+            b1=0.0,
+            b2=0.95,
+            weight_decay=0.1,
+            mask={"matrix": True, "scale": False},
+            mu_y=0.9,
+            averaging="schedule_free",
+        ),
+    )
+    wanted, _ = _trajectory(_build(name="adamw")._replace(transformation=direct))
+    np.testing.assert_allclose(params["matrix"], wanted["matrix"], rtol=1e-6)
+
+
+def test_diloco_synchronises_after_its_inner_steps():
+    optimizer = _build(name="diloco_adamw", inner_steps=2)
+    params, state = _trajectory(optimizer, steps=2)
+    x = optim_jax.gpa_eval_params(state, params)
+    np.testing.assert_allclose(x["matrix"], params["matrix"], rtol=1e-7)
+    params, state = _trajectory(optimizer, steps=3)
+    x = optim_jax.gpa_eval_params(state, params)
+    assert not np.allclose(x["matrix"], params["matrix"], rtol=1e-6)
+
+
+def test_muon_gets_hidden_matrices_only():
+    model = build_llama(LLAMA_PRESETS["llama_pico"]())
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    config = dataclasses.replace(CONFIG, name="muon")
+    optimizer = build_optimizer(config, steps=10, matrix_axes=model.matrix_axes)
+    state = jax.eval_shape(optimizer.transformation.init, params)
+    # Adam keeps a second moment, Muon none: they appear for what Muon leaves alone.
+    second_moments = {
+        jax.tree_util.keystr(path, simple=True, separator="/").partition("/nu/")[2]
+        for path, _ in jax.tree.leaves_with_path(state)
+        if "/nu/" in jax.tree_util.keystr(path, simple=True, separator="/")
+    }
+    assert "token_embedding/embedding" in second_moments
+    assert "head/kernel" in second_moments
+    assert not [name for name in second_moments if "attention/query" in name]
+
+
+def test_clipping_comes_before_averaging():
+    small, _ = _trajectory(_build(name="sgd", clip_norm=1e-3, weight_decay=0.0), 1)
+    moved = optax.tree.norm(jax.tree.map(jnp.subtract, small, PARAMS))
+    assert float(moved) == pytest.approx(0.1 * 1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("adam", "optimizer.name must be one of adamw, .* sgd, each also as gpa"),
+        ("gpa+nope", "got 'gpa.nope'"),
+        ("gpa+gpa_adamw", "gpa_adamw already averages"),
+    ],
+)
+def test_unknown_names_list_what_exists(name, message):
+    with pytest.raises(ValueError, match=message):
+        _build(name=name)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+def test_schedule_rises_then_follows_its_kind(kind):
+    config = dataclasses.replace(
+        CONFIG, schedule=kind, warmup_fraction=0.1, final_fraction=0.1
+    )
+    schedule = learning_rate_schedule(config, 100)
+    rates = np.array([schedule(step) for step in range(101)])
+    np.testing.assert_allclose(rates[:10], 0.01 * np.arange(1, 11), rtol=1e-5)
+    assert rates.max() == pytest.approx(0.1)
+    if kind == "constant":
+        np.testing.assert_allclose(rates[10:], 0.1, rtol=1e-6)
+    else:
+        assert rates[100] == pytest.approx(0.01, rel=1e-4)
+        assert np.all(np.diff(rates[11:]) < 0)
+        assert rates[55] == pytest.approx(0.055, rel=1e-3)
