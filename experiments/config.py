@@ -235,6 +235,8 @@ FREE_ON_RESUME = (
     "checkpoint",
     "stopping",
     "logging",
+    "data.path",  # the text is compared by its hash
+    "data.validation_path",
     "data.num_threads",
     "data.prefetch",
 )

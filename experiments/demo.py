@@ -7,6 +7,7 @@ are shown again, an interrupted one goes on.
 """
 
 import dataclasses
+import json
 import pathlib
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from absl import app, flags
 
 from experiments.config import TrainConfig
 from experiments.curves import plot_curves, read_curve, steps_to_reach
-from experiments.flags import to_dict
+from experiments.flags import quiet_by_default, to_dict
 from experiments.presets import LLAMA, preset_by_name
 from experiments.tables import markdown_table, write_table
 from experiments.training import read_summary, run
@@ -67,12 +68,11 @@ def run_arms(preset: TrainConfig, output_dir: pathlib.Path) -> dict[str, pathlib
 
 
 def _is_finished(folder: pathlib.Path, config: TrainConfig) -> bool:
-    summary = read_summary(folder)
-    return (
-        bool(summary)
-        and summary.get("status") == "finished"
-        and (summary.get("config") == to_dict(config))
-    )
+    """Whether the folder holds this very run, ended well."""
+    summary, written = read_summary(folder), folder / "config.json"
+    if not summary or summary["status"] != "finished" or not written.exists():
+        return False
+    return json.loads(written.read_text()) == to_dict(config)
 
 
 def outcomes(folders: dict[str, pathlib.Path]) -> list[Outcome]:
@@ -124,6 +124,7 @@ def report(folders: dict[str, pathlib.Path], output_dir: pathlib.Path) -> None:
 def main(argv: list[str]) -> None:
     """Trains what is missing, then reports."""
     del argv
+    quiet_by_default(flags.FLAGS)
     preset = preset_by_name(_PRESET.value, LLAMA)
     if _STEPS.value:
         preset = dataclasses.replace(preset, steps=_STEPS.value)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax
-from absl import flags
+from absl import flags, logging
 
 Config = TypeVar("Config")
 
@@ -192,3 +192,12 @@ def initialize_distributed(flag_values: flags.FlagValues) -> None:
     jax.distributed.initialize(
         given["coordinator"], given["num_processes"], given["process_id"]
     )
+
+
+def quiet_by_default(flag_values: flags.FlagValues) -> None:
+    """Shows warnings only, unless `--verbosity` asks for more; call it in `main`.
+
+    absl's `app.run` turns on the info lines of every library.
+    """
+    if not flag_values["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)

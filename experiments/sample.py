@@ -7,6 +7,7 @@ import sys
 
 from absl import app, flags
 
+from experiments.flags import quiet_by_default
 from experiments.training.inference import sample_text
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -26,6 +27,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Same seed, same text.")
 def main(argv: list[str]) -> None:
     """Prints one sample."""
     del argv
+    quiet_by_default(flags.FLAGS)
     try:
         text = sample_text(
             _CHECKPOINT.value,

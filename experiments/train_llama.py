@@ -16,6 +16,7 @@ from experiments.flags import (
     define_config_flags,
     define_distributed_flags,
     initialize_distributed,
+    quiet_by_default,
 )
 from experiments.presets import LLAMA, preset_by_name
 from experiments.training import prepare
@@ -43,6 +44,7 @@ def _request(argv: list[str]) -> TrainConfig:
 
 def main(argv: list[str]) -> None:
     """Flags to configuration to run."""
+    quiet_by_default(flags.FLAGS)
     try:
         config = _request(argv)
         if config.deterministic:

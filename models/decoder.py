@@ -6,6 +6,7 @@ Shapes: B rows, T positions, S cached positions, L layers.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING
 
 import jax
@@ -237,3 +238,13 @@ class Decoder(nnx.Module):
             params = nnx.state(self.layers[str(i)])
             x, _ = run(x, (params, None if keys is None else keys[i]))
         return x
+
+
+@functools.lru_cache
+def _graphdef(config: LlamaConfig) -> nnx.GraphDef:
+    return nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))[0]
+
+
+def bind(config: LlamaConfig, params: Params) -> Decoder:
+    """The decoder that computes with `params`; made anew in every trace."""
+    return nnx.merge(_graphdef(config), params)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.decoder import Decoder, unrolled
+from models.decoder import Decoder, bind, unrolled
 from models.layers.attention import KeyValueCache
 from models.llama import LlamaConfig
 from models.model import Params
@@ -179,6 +179,4 @@ def _continue(
 
 def _decoder(config: LlamaConfig, params: Params) -> Decoder:
     """The module with unrolled layers, so that caches are written in place."""
-    config, params = unrolled(config, params)
-    graphdef = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))[0]
-    return nnx.merge(graphdef, params)
+    return bind(*unrolled(config, params))

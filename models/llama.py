@@ -8,12 +8,11 @@ import jax
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from models.decoder import Decoder
+from models.decoder import Decoder, bind
 from models.flops import llama_flops_per_token
 from models.losses import token_cross_entropy
 from models.model import Batch, Model, Params
-from models.parameter_rules import apply_rules
-from optim_jax.typing import MatrixAxes
+from optim_jax import MatrixAxes, matrix_axes_from_rules
 
 INITS = ("scaled", "llama")
 REMAT_POLICIES = (
@@ -197,7 +196,6 @@ def build_llama(config: LlamaConfig) -> Model:
       The model. The same config gives the same object, so compiled functions are
       found again.
     """
-    graphdef = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))[0]
 
     @jax.jit
     def init(key: jax.Array) -> Params:
@@ -212,8 +210,7 @@ def build_llama(config: LlamaConfig) -> Model:
         train: bool = False,
     ) -> jax.Array:
         _check_batch(config, batch)
-        decoder = nnx.merge(graphdef, params)
-        return decoder(
+        return bind(config, params)(
             batch["tokens"],
             batch.get("positions"),
             batch.get("segment_ids"),
@@ -241,6 +238,6 @@ def build_llama(config: LlamaConfig) -> Model:
         apply=apply,
         loss=loss,
         partition_rules=partition_rules(config),
-        matrix_axes=lambda params: apply_rules(params, matrix_rules(config)),
+        matrix_axes=matrix_axes_from_rules(matrix_rules(config)),
         flops_per_example=seq_len * llama_flops_per_token(config, seq_len),
     )

@@ -14,7 +14,8 @@ import grain
 import numpy as np
 
 
-class Shard(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Shard:
     """Which share of the documents a process reads."""
 
     index: int = 0
@@ -32,8 +33,15 @@ class Corpus(NamedTuple):
 class DocumentSource(Protocol):
     """Documents too many to hold in memory."""
 
-    files: Sequence[str]
-    sha256: str  # of names and sizes
+    @property
+    def files(self) -> Sequence[str]:
+        """Names for the metadata, different for different data."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what is known without reading: names and sizes."""
+        ...
 
     def open(
         self, order_seed: int | None, shard: Shard

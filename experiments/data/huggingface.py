@@ -154,7 +154,9 @@ class _StreamIterator(grain.DatasetIterator):
         data = self._source.data
         if self._shard.count > 1:
             split = import_extra("datasets.distributed", "data.source='huggingface'")
-            data = split.split_dataset_by_node(data, *self._shard)
+            data = split.split_dataset_by_node(
+                data, self._shard.index, self._shard.count
+            )
         # An object of our own: the library keeps the position in it.
         self._data = data.select_columns([self._source.field])
         self._examples, self._taken = iter(self._data), 0

@@ -128,7 +128,7 @@ class PackedRows:
         place = positions + np.repeat(row * self.seq_len + column, sizes)
         source = positions + np.repeat(self.starts[splits[0] : splits[-1]], sizes)
 
-        def spread(values, fill=0, dtype=np.int32):
+        def spread(values, fill: float = 0, dtype: type = np.int32) -> np.ndarray:
             out = np.full(height * self.seq_len, fill, dtype)
             out[place] = values
             return out.reshape(height, self.seq_len)

@@ -164,7 +164,7 @@ class _StreamSide:
     def sha256(self) -> str:
         return self.source.sha256
 
-    def documents(self, order_seed: int | None, shard: Shard) -> Iterator[str]:
+    def documents(self, order_seed: int | None, shard: Shard) -> ChosenDocuments:
         return ChosenDocuments(self.source.open(order_seed, shard), self.choose)
 
     def windows(

@@ -59,7 +59,7 @@ class _CorpusWindowIterator(grain.DatasetIterator):
         self._epoch += 1
         # Rows are numbered through all epochs, which have equally many each, and
         # process p takes the numbers that leave p on division by P.
-        index, count = corpus.shard
+        index, count = corpus.shard.index, corpus.shard.count
         first = (index - epoch * len(rows)) % count
         return rows.select(np.arange(first, len(rows), count))
 
@@ -169,14 +169,15 @@ class _RowBatchIterator(grain.DatasetIterator):
     def __next__(self) -> Batch:
         parts, missing = [], self._rows
         while missing:
-            if self._window is None:
-                self._window = next(self._parent)
-            stop = min(self._row + missing, len(self._window))
+            window = self._window
+            if window is None:
+                window = self._window = next(self._parent)
+            stop = min(self._row + missing, len(window))
             if stop > self._row:
-                parts.append(self._window.batch(self._row, stop))
+                parts.append(window.batch(self._row, stop))
             missing -= stop - self._row
             self._row = stop
-            if stop == len(self._window):
+            if stop == len(window):
                 self._enter(self._parent.get_state(), 0)
         if len(parts) == 1:
             return parts[0]

@@ -14,8 +14,10 @@ from experiments.reproduce.curves import mean_and_standard_error
 from experiments.reproduce.provenance import command_line, provenance
 from experiments.reproduce.report import (
     Document,
+    arm_named,
     compare_arms,
     describe,
+    losses_of,
     markdown,
     number,
     plus_minus,

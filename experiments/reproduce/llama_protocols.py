@@ -56,7 +56,7 @@ class Protocol:
 
 
 def _cpu_protocol(steps: int) -> Protocol:
-    steps = steps or 1000
+    steps = steps or 1500
     return Protocol(
         preset="llama_nano_stdlib",
         overrides={

@@ -6,13 +6,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from experiments.config import MeshConfig, TrainConfig
 from experiments.data import Tokenizer, load_tokenizer
 from experiments.flags import from_dict
 from experiments.optimizers import build_optimizer
 from experiments.sharding import make_mesh
-from experiments.training.checkpoints import Checkpoints
+from experiments.training.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    Restored,
+)
 from experiments.training.setup import abstract_train_state
 from models import LlamaConfig, build_llama, generate
 from optim_jax import gpa_eval_params
@@ -49,8 +54,7 @@ def load_for_inference(
     mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
     abstract = abstract_train_state(model, optimizer, mesh, config.seed)
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
-    restored = checkpoints.restore_best(abstract) if which == "best" else None
-    restored = restored or checkpoints.restore_latest(abstract)
+    restored = _restore(checkpoints, abstract, which)
     checkpoints.close()
     if restored is None:
         raise FileNotFoundError(f"{run_dir / 'checkpoints'} holds no checkpoint yet")
@@ -58,6 +62,18 @@ def load_for_inference(
     if optimizer.averages:
         params = jax.jit(gpa_eval_params)(restored.state.opt_state, params)
     return config.model, params, load_tokenizer(config.data.tokenizer)
+
+
+def _restore(checkpoints: Checkpoints, abstract: Any, which: str) -> Restored | None:
+    if which == "best":
+        try:
+            restored = checkpoints.restore_best(abstract)
+        except CheckpointError as error:
+            logging.warning("%s; taking the newest checkpoint instead", error)
+            restored = None
+        if restored is not None:
+            return restored
+    return checkpoints.restore_latest(abstract)
 
 
 def sample_text(

@@ -42,8 +42,10 @@ class Setup:
     @property
     def trajectory(self) -> dict[str, Any]:
         """What a continuation must share with the run it continues."""
+        corpus = self.data.metadata
         return to_dict(self.config) | {
-            "corpus": self.data.metadata,
+            # The text itself, wherever its files lie.
+            "corpus": {name: corpus[name] for name in ("corpus_sha256", "tokenizer")},
             "process_count": jax.process_count(),
         }
 

@@ -76,15 +76,16 @@ def test_eight_devices_are_one(row, layout):
     assert_close(point, reference(row)[3][:2], 1e-5)
 
 
-def test_explicit_axes_are_stable(row):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_explicit_axes_are_stable(row, dtype):
     # Under explicit axes the sharding is part of the type: scan refuses a carry whose
     # sharding changes. Tracing is enough.
     mesh, shardings = _shardings("data_and_model", AxisType.Explicit)
     tx = row.make()
     step = stepper(row, tx)
     with jax.set_mesh(mesh):
-        params = jax.device_put(make_params(), shardings)
-        grads = jax.device_put(at(make_gradients(), 0), shardings)
+        params = jax.device_put(make_params(dtype), shardings)
+        grads = jax.device_put(at(make_gradients(dtype), 0), shardings)
         state = tx.init(params)
 
         def body(carry, _):

@@ -367,7 +367,9 @@ def test_damaged_bytes_of_an_array_are_noticed(tmp_path, monkeypatch, damage):
     restored = checkpoints.restore_latest({"w": values})
     assert restored.step == 1
     assert_same(restored.state, {"w": values})
-    assert "leaf 'w' is damaged" in warnings[0] or "step 2" in warnings[0]
+    assert "step 2" in warnings[0]
+    if damage == "flipped bit":  # only the checksum sees it
+        assert "leaf 'w' is damaged" in warnings[0]
 
 
 def test_leftovers_of_an_interrupted_save_are_ignored_then_removed(
