@@ -1,1 +1,1 @@
-"""TODO."""
+"""Binaries that train models and reproduce claims; run from the checkout."""

@@ -1,31 +1,13 @@
 """What a result file says about how it was made."""
 
-import importlib.metadata
+import datetime
 import os
-import pathlib
 import platform
 import subprocess
 import sys
-import time
 from typing import Any
 
-_PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "optim-jax")
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _processor() -> str:
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.machine()
+from experiments.provenance import cpu_model, git_commit, package_versions
 
 
 def available_cores() -> int:
@@ -35,28 +17,8 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _commit() -> str:
-    """The commit of the checkout, with `+` when files differ from it."""
-    folder = pathlib.Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=30,
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def _accelerators() -> list[str]:
-    """Names of NVIDIA devices, without starting an accelerator backend here."""
+def accelerators() -> list[str]:
+    """Names of NVIDIA devices, without starting a backend that would claim them."""
     try:
         listing = subprocess.run(
             ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
@@ -67,7 +29,7 @@ def _accelerators() -> list[str]:
         )
     except (OSError, subprocess.SubprocessError):
         return []
-    return listing.stdout.split("\n")[:-1]
+    return listing.stdout.splitlines()
 
 
 def provenance(command: str) -> dict[str, Any]:
@@ -81,17 +43,14 @@ def provenance(command: str) -> dict[str, Any]:
     """
     return {
         "command": command,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "commit": _commit(),
-        "versions": {
-            "python": platform.python_version(),
-            **{package: _version(package) for package in _PACKAGES},
-        },
+        "date": datetime.date.today().isoformat(),
+        "commit": git_commit() or "unknown",
+        "versions": package_versions(),
         "machine": {
             "system": platform.system(),
-            "processor": _processor(),
+            "processor": cpu_model(),
             "cores": available_cores(),
-            "accelerators": _accelerators(),
+            "accelerators": accelerators(),
         },
     }
 

@@ -3,8 +3,10 @@
 import warnings
 from typing import Any, Literal
 
+import jax
 import optax
 
+from optim_jax.averaging.adam import adam_base
 from optim_jax.averaging.iterates import (
     average_primal,
     make_decay,
@@ -14,6 +16,7 @@ from optim_jax.averaging.primal_averaging import DecayMode, Mask
 from optim_jax.averaging.stability import stability_limit
 from optim_jax.averaging.validation import (
     check_choice,
+    check_constant,
     check_decay_rate,
     check_mu_y,
     check_nonnegative,
@@ -27,9 +30,9 @@ from optim_jax.typing import ScalarOrSchedule
 def gpa_adamw(
     learning_rate: ScalarOrSchedule,
     *,
-    b1: ScalarOrSchedule = 0.9,
-    b2: ScalarOrSchedule = 0.999,
-    eps: ScalarOrSchedule = 1e-8,
+    b1: float | jax.Array = 0.9,
+    b2: float | jax.Array = 0.999,
+    eps: float | jax.Array = 1e-8,
     weight_decay: ScalarOrSchedule = 0.0,
     decay_mode: DecayMode = "shrink_z",
     mask: Mask = None,
@@ -106,6 +109,8 @@ def gpa_adamw(
         weight_pow=weight_pow,
         weight_lr_power=weight_lr_power,
     )
+    for constant, value in (("b1", b1), ("b2", b2), ("eps", eps)):
+        check_constant(constant, value)
     check_decay_rate("b1", b1)
     check_decay_rate("b2", b2)
     check_value("mu_x", mu_x, "in [0, 1]", lambda v: 0.0 <= v <= 1.0)
@@ -116,14 +121,16 @@ def gpa_adamw(
         average_weight = running_mean_weight(
             learning_rate, weight_pow, weight_lr_power, use_max_lr
         )
+    base, read_update = adam_base(learning_rate, b1, b2, eps, mu_dtype)
     return average_primal(
         "gpa_adamw",
-        optax.adam(learning_rate, b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype),
+        base,
         average_weight,
         mu_y=mu_y,
         base_params="z",
         decay=make_decay(weight_decay, learning_rate, decay_mode, mask),
         precision=make_precision(state_dtype, master),
+        read_update=read_update,
     )
 
 

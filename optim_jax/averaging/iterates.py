@@ -1,6 +1,7 @@
 """The sequences of primal averaging over a tree, around a base transformation."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,8 @@ from optim_jax.averaging.recursion import (
     Coefficients,
     DecayRule,
     Scalar,
-    step,
+    step_y,
+    step_z,
 )
 from optim_jax.averaging.validation import (
     as_static,
@@ -141,6 +143,7 @@ def average_primal(
     base_params: str,
     decay: Decay | None,
     precision: Precision,
+    read_update: Callable[[optax.OptState], Updates] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Lifts the recursion of one leaf to a transformation around `base`.
 
@@ -152,6 +155,8 @@ def average_primal(
       base_params: `"z"` or `"y"`.
       decay: the wrapper's own decay, or None.
       precision: dtypes of z and y.
+      read_update: state of the base after an update -> this update, for a base from
+        whose state it can be read; the compiler then need not hold it in a buffer.
 
     Returns:
       The transformation.
@@ -182,9 +187,12 @@ def average_primal(
         )
         c, weight_sum, lr_max = average_weight(state)
         coefficients = Coefficients(c, *_mu_y_pair(mu_y, state), _shrink(decay, state))
-        increments, z = _step_tree(
-            z, y, base_updates, coefficients, decay, _decayed_leaves(decay, params)
-        )
+        leaves = _Leaves(z, y, coefficients, decay, _decayed_leaves(decay, params))
+        z = leaves.step_z(base_updates)
+        if read_update is not None:
+            z, base_state = _hold_on_cpu((z, base_state))
+            base_updates = _read_again(read_update, base_state, base_updates)
+        increments = leaves.step_y(z, base_updates)
         masters = jax.tree.map(_moved_master, z, state.y_master, increments)
         updates = jax.tree.map(_returned_update, z, params, increments, masters)
         mu_y_next = coefficients.mu_y_next
@@ -206,7 +214,7 @@ def average_primal(
 def _initial_state(
     params: Params, base_state: Any, mu_y: ScalarOrSchedule, precision: Precision
 ) -> GPAState:
-    """x = y = z = params; copies, so that params and state can be donated together."""
+    """Starts x, y and z at params: copies, so that both can be donated together."""
     dtype = scalar_dtype(params)
     count = jnp.zeros([], jnp.int32)
 
@@ -290,28 +298,65 @@ def _decayed_leaves(decay: Decay | None, params: Params) -> Any:
     return jax.tree.broadcast(True if mask is None else mask, params)
 
 
-def _step_tree(
-    z: Params,
-    y: Params,
-    base_updates: Updates,
-    coefficients: Coefficients,
-    decay: Decay | None,
-    decayed: Any,
-) -> tuple[Updates, Params]:
-    """Makes the step of every leaf; increments are `None` where the update is."""
+def _hold_on_cpu(tree: Any) -> Any:
+    """Makes the CPU compiler finish these arrays before their next use.
 
-    def step_leaf(z_leaf, y_leaf, u, is_decayed):
-        if is_absent(u):
-            return u, z_leaf
-        scalars = Coefficients(*(scalar_like(s, z_leaf) for s in coefficients))
-        rule = decay.rule if decay is not None and is_decayed else None
-        return step(z_leaf, y_leaf, u.astype(z_leaf.dtype), scalars, rule)
+    The CPU has no fusions with several results. Left alone, it would write out the
+    base's updates, which the new z and the new y both need; read once more from the
+    finished state, they are fused into the increment of y instead. Accelerators make
+    all results in one pass, where nothing should stand in between.
+    """
+    return jax.lax.platform_dependent(
+        tree, cpu=jax.lax.optimization_barrier, default=lambda held: held
+    )
 
-    leaves, treedef = jax.tree.flatten(z)
-    others = (treedef.flatten_up_to(tree) for tree in (y, base_updates, decayed))
-    pairs = [step_leaf(*group) for group in zip(leaves, *others, strict=True)]
-    increments, z_next = zip(*pairs, strict=True) if pairs else ((), ())
-    return treedef.unflatten(increments), treedef.unflatten(z_next)
+
+def _read_again(
+    read_update: Callable[[optax.OptState], Updates], base_state: Any, updates: Updates
+) -> Updates:
+    """The updates from the base's new state, absent where they were absent."""
+    return jax.tree.map(
+        lambda read, u: u if is_absent(u) else read, read_update(base_state), updates
+    )
+
+
+class _Leaves(NamedTuple):
+    """What the step of every leaf needs, and its lift to the tree."""
+
+    z: Params
+    y: Params
+    coefficients: Coefficients
+    decay: Decay | None
+    decayed: Any  # tree of bools
+
+    def _rule(self, decayed: Any) -> DecayRule | None:
+        return self.decay.rule if self.decay is not None and decayed else None
+
+    def _scalars(self, leaf: jax.Array) -> Coefficients:
+        return Coefficients(*(scalar_like(s, leaf) for s in self.coefficients))
+
+    def step_z(self, updates: Updates) -> Params:
+        """The new z; the old one where there is no update."""
+
+        def leaf(z, y, u, decayed):
+            if is_absent(u):
+                return z
+            shrink = self._scalars(z).shrink
+            return step_z(z, y, u.astype(z.dtype), shrink, self._rule(decayed))
+
+        return jax.tree.map(leaf, self.z, self.y, updates, self.decayed)
+
+    def step_y(self, z_next: Params, updates: Updates) -> Updates:
+        """The increments of y; absent where there is no update."""
+
+        def leaf(z, z_next, y, u, decayed):
+            if is_absent(u):
+                return u
+            return step_y(
+                z, z_next, y, u.astype(z.dtype), self._scalars(z), self._rule(decayed)
+            )
+
+        return jax.tree.map(leaf, self.z, z_next, self.y, updates, self.decayed)
 
 
 def _moved_master(_: jax.Array, master: jax.Array | None, increment: Any) -> Any:

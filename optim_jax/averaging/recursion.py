@@ -21,19 +21,15 @@ import jax
 Scalar = float | jax.Array
 
 
-def advance(
-    z: jax.Array, y: jax.Array, u: jax.Array, c: Scalar, mu_y: Scalar
-) -> tuple[jax.Array, jax.Array]:
-    """Adds one base update to z and moves y after it.
+def increment_of_y(
+    z_next: jax.Array, y: jax.Array, u: jax.Array, c: Scalar, mu_y: Scalar
+) -> jax.Array:
+    """Returns the increment of y that belongs to the step z_next = z + u.
 
-    The increment c (z - y) + (1 - mu_x mu_y) u is written in terms of the new z. The
-    two are equal, and this one lets the compiler overwrite a donated z first.
-
-    Returns:
-      The increment of y, and the new z.
+    It is c (z - y) + (1 - mu_x mu_y) u, written in terms of the new z: the two are
+    equal, and this one lets the compiler overwrite a donated z first.
     """
-    z_next = z + u
-    return c * (z_next - y) + (1.0 - c) * (1.0 - mu_y) * u, z_next
+    return c * (z_next - y) + (1.0 - c) * (1.0 - mu_y) * u
 
 
 def move_mu_y(
@@ -70,16 +66,16 @@ def advance_displacement(
     return increment + (mu_y_old - mu_y_new) * w_next, w_next
 
 
-# A decay rule maps (z, y, u, shrink) to what `advance` is given instead of (z, y, u),
-# and to the move of y that this substitution leaves out.
+# A decay rule maps (z, y, u, shrink) to what the recursion is given instead of
+# (z, y, u), and to the move of y that this substitution leaves out.
 DecayRule = Callable[
     [jax.Array, jax.Array, jax.Array, Scalar],
-    tuple[jax.Array, jax.Array, jax.Array, jax.Array | float],
+    tuple[jax.Array, jax.Array, jax.Array, jax.Array | None],
 ]
 
 
 def _shrink_z(z, y, u, shrink):
-    return (1.0 - shrink) * z, y, u, 0.0
+    return (1.0 - shrink) * z, y, u, None
 
 
 def _shrink_y(z, y, u, shrink):
@@ -87,11 +83,11 @@ def _shrink_y(z, y, u, shrink):
 
 
 def _coupled_z(z, y, u, shrink):
-    return z, y, u - shrink * z, 0.0
+    return z, y, u - shrink * z, None
 
 
 def _coupled_y(z, y, u, shrink):
-    return z, y, u - shrink * y, 0.0
+    return z, y, u - shrink * y, None
 
 
 DECAY_RULES: dict[str, DecayRule] = {
@@ -118,30 +114,50 @@ class Coefficients(NamedTuple):
     shrink: Scalar | None
 
 
-def step(
+def step_z(
     z: jax.Array,
     y: jax.Array,
     u: jax.Array,
-    coefficients: Coefficients,
+    shrink: Scalar | None,
     decay_rule: DecayRule | None,
-) -> tuple[jax.Array, jax.Array]:
-    """Makes one step of the recursion, decay and change of mu_y included.
+) -> jax.Array:
+    """Returns z after the step.
 
     Args:
       z: base sequence.
       y: point where the gradient was taken.
       u: update of the base, without the decay of `decay_rule`.
+      shrink: learning rate times weight decay.
+      decay_rule: one of `DECAY_RULES`, or `None`.
+    """
+    if decay_rule is not None and shrink is not None:
+        z, _, u, _ = decay_rule(z, y, u, shrink)
+    return z + u
+
+
+def step_y(
+    z: jax.Array,
+    z_next: jax.Array,
+    y: jax.Array,
+    u: jax.Array,
+    coefficients: Coefficients,
+    decay_rule: DecayRule | None,
+) -> jax.Array:
+    """Returns the increment of y, decay and change of mu_y included.
+
+    Args:
+      z: base sequence before the step.
+      z_next: what `step_z` returned.
+      y: point where the gradient was taken.
+      u: update of the base, without the decay of `decay_rule`.
       coefficients: the scalars of this step.
       decay_rule: one of `DECAY_RULES`, or `None`.
-
-    Returns:
-      The increment of y, and the new z.
     """
     c, mu_y, mu_y_next, shrink = coefficients
     drift = None
     if decay_rule is not None and shrink is not None:
-        z, y, u, drift = decay_rule(z, y, u, shrink)
-    increment, z = advance(z, y, u, c, mu_y)
+        _, y, u, drift = decay_rule(z, y, u, shrink)
+    increment = increment_of_y(z_next, y, u, c, mu_y)
     if mu_y_next is not None:
-        increment = increment + move_mu_y(z, y + increment, mu_y, mu_y_next)
-    return increment if drift is None else increment + drift, z
+        increment = increment + move_mu_y(z_next, y + increment, mu_y, mu_y_next)
+    return increment if drift is None else increment + drift

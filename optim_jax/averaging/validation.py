@@ -79,6 +79,15 @@ def check_nonnegative(**arguments: Any) -> None:
         )
 
 
+def check_constant(name: str, value: Any) -> None:
+    """Refuses a schedule where the method needs one value for all steps."""
+    if callable(value):
+        raise ValueError(
+            f"{name} must be a number, got the schedule {value!r}; "
+            "optax.inject_hyperparams can change it between steps"
+        )
+
+
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """Checks an argument that is one of a few strings."""
     if not isinstance(value, str) or value not in choices:

@@ -6,7 +6,7 @@ from tests.contract.transformations import ROWS
 
 
 def _must_fail(reason):
-    """An exception that has become untrue fails the suite, and so does another error."""
+    """Fails the suite if the exception has become untrue or another error comes."""
     raises = (AssertionError, ValueError, pytest.fail.Exception)
     return pytest.mark.xfail(reason=reason, raises=raises, strict=True)
 

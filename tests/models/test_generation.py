@@ -28,14 +28,18 @@ def test_cached_logits_equal_the_forward_pass(changes):
     config = dataclasses.replace(PICO, **changes)
     params = make_params(config)
     tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, config.vocab_size)
-    expected = build_llama(config).apply(params, {"tokens": tokens})
-    decoder = bind(*unrolled(config, params))
+    expected = jax.jit(build_llama(config).apply)(params, {"tokens": tokens})
+
+    @jax.jit
+    def extend(tokens, caches, start):
+        return bind(*unrolled(config, params)).extend(tokens, caches, start)
+
     empty = jnp.zeros((2, 12, config.num_kv_heads, config.head_dim))
     caches = (KeyValueCache(empty, empty),) * config.num_layers
-    logits, caches = decoder.extend(tokens[:, :4], caches, jnp.int32(0))
+    logits, caches = extend(tokens[:, :4], caches, jnp.int32(0))
     np.testing.assert_allclose(logits, expected[:, 3], atol=2e-5)
     for t in range(4, 9):
-        logits, caches = decoder.extend(tokens[:, t : t + 1], caches, jnp.int32(t))
+        logits, caches = extend(tokens[:, t : t + 1], caches, jnp.int32(t))
         np.testing.assert_allclose(logits, expected[:, t], atol=2e-5)
 
 
@@ -46,7 +50,7 @@ def test_greedy_tokens_are_those_of_the_forward_pass(scan_layers):
     new = generate(config, params, PROMPT, max_new_tokens=12, temperature=0)
     assert new.shape == (3, 12) and new.dtype == jnp.int32
     text = jnp.concatenate([PROMPT, new], axis=1)
-    logits = build_llama(config).apply(params, {"tokens": text})
+    logits = jax.jit(build_llama(config).apply)(params, {"tokens": text})
     np.testing.assert_array_equal(jnp.argmax(logits[:, 4:-1], axis=-1), new)
 
 
@@ -56,9 +60,10 @@ def test_text_longer_than_the_training_length_sees_a_window():
     params = make_params(config)
     new = generate(config, params, PROMPT, max_new_tokens=20, temperature=0)
     text = jnp.concatenate([PROMPT, new], axis=1)
-    model = build_llama(config)
+    apply = build_llama(config).apply
     windows = jnp.stack([text[:, i : i + 8] for i in range(text.shape[1] - 8)])
-    logits = jax.vmap(lambda tokens: model.apply(params, {"tokens": tokens}))(windows)
+    read = jax.jit(jax.vmap(lambda tokens: apply(params, {"tokens": tokens})))
+    logits = read(windows)
     expected = jnp.argmax(logits[:, :, -1], axis=-1).T
     np.testing.assert_array_equal(expected, text[:, 8:])
 
@@ -108,7 +113,7 @@ def test_samples_follow_the_distribution_of_the_logits():
         top_k=4,
         key=jax.random.key(0),
     )[:, 0]
-    logits = build_llama(PICO).apply(params, {"tokens": PROMPT[:1]})[0, -1]
+    logits = jax.jit(build_llama(PICO).apply)(params, {"tokens": PROMPT[:1]})[0, -1]
     top = jax.lax.top_k(logits, 4)
     probs = jax.nn.softmax(top[0] / 1.5)
     shares = np.array([(tokens == token).mean() for token in top[1]])

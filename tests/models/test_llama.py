@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ def make_batch(config=PICO, rows=3, length=LENGTH, seed=1):
     return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
 
 
+@functools.cache
 def make_params(config=PICO, scale=3.0):
     # Larger than the initialisation, so that attention is far from uniform.
     params = build_llama(config).init(jax.random.key(0))
@@ -28,6 +30,15 @@ def stack_layers(params, config):
     layers = [params["layers"][str(i)] for i in range(config.num_layers)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
     return {**params, "layers": stacked}
+
+
+def apply(config, params, batch, **kwargs):
+    run = functools.partial(build_llama(config).apply, **kwargs)
+    return jax.jit(run)(params, batch)
+
+
+def loss_of(config, params, batch):
+    return jax.jit(build_llama(config).loss)(params, batch)
 
 
 def value_and_grad(config, params, batch, **kwargs):
@@ -87,7 +98,7 @@ def test_matches_an_independent_numpy_forward_pass():
             normed = norm(x, layer["feed_forward_norm"]["scale"])
             x = x + feed_forward(normed, layer["feed_forward"])
         expected.append(norm(x, p["final_norm"]["scale"]) @ p["head"]["kernel"])
-    logits = build_llama(config).apply(params, batch)
+    logits = apply(config, params, batch)
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=2e-4)
 
@@ -196,18 +207,18 @@ def test_init_draws_the_same_model_in_every_type_and_layout():
 
 
 def test_future_tokens_do_not_matter():
-    model, params, batch = build_llama(PICO), make_params(), make_batch()
+    params, batch = make_params(), make_batch()
     cut = 9
     changed = batch["tokens"].at[:, cut:].set(7)
-    before = model.apply(params, batch)
-    after = model.apply(params, {"tokens": changed})
+    before = apply(PICO, params, batch)
+    after = apply(PICO, params, {"tokens": changed})
     np.testing.assert_array_equal(before[:, :cut], after[:, :cut])
     assert np.abs(before[:, cut:] - after[:, cut:]).max() > 0.01
 
 
 @pytest.mark.parametrize("restart_positions", [False, True])
 def test_a_packed_segment_equals_the_segment_alone(restart_positions):
-    model, params = build_llama(PICO), make_params()
+    params = make_params()
     alone = [make_batch(rows=1, length=n, seed=n)["tokens"] for n in (6, 5)]
     padding = jnp.zeros((1, 3), jnp.int32)
     packed = {
@@ -216,20 +227,20 @@ def test_a_packed_segment_equals_the_segment_alone(restart_positions):
     }
     if restart_positions:
         packed["positions"] = jnp.array([[*range(6), *range(5), *range(3)]])
-    logits = model.apply(params, packed)
+    logits = apply(PICO, params, packed)
     assert np.isfinite(logits).all()
     for segment, tokens in ((slice(0, 6), alone[0]), (slice(6, 11), alone[1])):
-        expected = model.apply(params, {"tokens": tokens})
+        expected = apply(PICO, params, {"tokens": tokens})
         np.testing.assert_allclose(logits[:, segment], expected, atol=2e-5)
 
 
 def test_padding_weighs_nothing_by_default():
-    model, params, batch = build_llama(PICO), make_params(), make_batch(rows=1)
+    params, batch = make_params(), make_batch(rows=1)
     segment_ids = jnp.array([[1] * 10 + [0] * 6])
     padded = {**batch, "segment_ids": segment_ids}
-    objective, aux = model.loss(params, padded)
+    objective, aux = loss_of(PICO, params, padded)
     short = {name: value[:, :10] for name, value in batch.items()}
-    expected, _ = model.loss(params, short)
+    expected, _ = loss_of(PICO, params, short)
     assert aux["weight"] == 10
     np.testing.assert_allclose(objective, expected, rtol=1e-5)
 
@@ -247,8 +258,8 @@ def test_grouped_queries_equal_repeated_heads():
         return jnp.repeat(heads, 2, axis=1).reshape(leaf.shape[0], -1)
 
     np.testing.assert_allclose(
-        build_llama(grouped).apply(params, batch),
-        build_llama(full).apply(jax.tree.map_with_path(repeat, params), batch),
+        apply(grouped, params, batch),
+        apply(full, jax.tree.map_with_path(repeat, params), batch),
         atol=2e-5,
     )
 
@@ -259,8 +270,8 @@ def test_tied_embeddings_equal_untied_with_a_transposed_head():
     assert "head" not in params
     head = {"kernel": params["token_embedding"]["embedding"].T}
     np.testing.assert_allclose(
-        build_llama(tied).apply(params, batch),
-        build_llama(PICO).apply({**params, "head": head}, batch),
+        apply(tied, params, batch),
+        apply(PICO, {**params, "head": head}, batch),
         atol=2e-5,
     )
     _, gradient = value_and_grad(tied, params, batch)
@@ -300,23 +311,23 @@ def test_remat_of_a_scan_saves_memory():
 
 def test_dropout_needs_a_key_and_acts_in_training_only():
     config = dataclasses.replace(PICO, dropout=0.5)
-    model, params, batch = build_llama(config), make_params(), make_batch()
-    plain = build_llama(PICO).apply(params, batch)
-    np.testing.assert_array_equal(model.apply(params, batch), plain)
+    params, batch = make_params(), make_batch()
+    plain = apply(PICO, params, batch)
+    np.testing.assert_array_equal(apply(config, params, batch), plain)
     a, b = (
-        model.apply(params, batch, key=jax.random.key(i), train=True) for i in (0, 1)
+        apply(config, params, batch, key=jax.random.key(i), train=True) for i in (0, 1)
     )
     assert np.abs(a - b).max() > 0.01 and np.abs(a - plain).max() > 0.01
     with pytest.raises(ValueError, match=r"model.dropout=0.5 needs a key"):
-        model.loss(params, batch, train=True)
+        build_llama(config).loss(params, batch, train=True)
 
 
 def test_bfloat16_compute_stays_near_float32_and_reports_float32():
     config = dataclasses.replace(PICO, compute_dtype="bfloat16")
     params, batch = make_params(scale=1.0), make_batch()
-    logits = build_llama(config).apply(params, batch)
+    logits = apply(config, params, batch)
     assert logits.dtype == jnp.float32
-    exact = build_llama(PICO).apply(params, batch)
+    exact = apply(PICO, params, batch)
     assert 0 < np.abs(logits - exact).max() < 0.02
     loss, gradients = value_and_grad(config, params, batch)
     exact_loss, exact_gradients = value_and_grad(PICO, params, batch)
@@ -332,20 +343,20 @@ def test_bfloat16_compute_stays_near_float32_and_reports_float32():
 def test_z_loss_adds_the_squared_logsumexp_to_the_objective_only():
     config = dataclasses.replace(PICO, z_loss=1e-2)
     params, batch = make_params(), make_batch()
-    objective, aux = build_llama(config).loss(params, batch)
-    log_z = jax.nn.logsumexp(build_llama(PICO).apply(params, batch), axis=-1)
+    objective, aux = loss_of(config, params, batch)
+    log_z = jax.nn.logsumexp(apply(PICO, params, batch), axis=-1)
     np.testing.assert_allclose(
         objective - aux["loss"], 1e-2 * np.mean(np.square(log_z)), rtol=1e-4
     )
 
 
 def test_micro_batches_average_exactly_by_weight():
-    model, params = build_llama(PICO), make_params()
+    params = make_params()
     batch = make_batch(rows=4)
     batch["weights"] = jnp.float32(jnp.arange(4 * LENGTH).reshape(4, LENGTH) % 3)
-    whole, aux = model.loss(params, batch)
+    whole, aux = loss_of(PICO, params, batch)
     parts = [
-        model.loss(params, {name: value[rows] for name, value in batch.items()})
+        loss_of(PICO, params, {name: value[rows] for name, value in batch.items()})
         for rows in (slice(0, 1), slice(1, 4))
     ]
     total = sum(part[1]["weight"] for part in parts)

@@ -99,7 +99,7 @@ def test_a_batch_that_the_mesh_does_not_divide_still_runs():
     model = build_llama(PICO)
     params = model.init(jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (3, 8), 0, PICO.vocab_size)
-    expected = model.apply(params, {"tokens": tokens})
+    expected = jax.jit(model.apply)(params, {"tokens": tokens})
     with jax.set_mesh(make_mesh((2, 4, 1))):
         logits = jax.jit(model.apply)(params, {"tokens": tokens})
     np.testing.assert_allclose(logits, expected, atol=1e-6)
@@ -124,4 +124,4 @@ def test_the_loss_runs_inside_shard_map():
     )
     with jax.set_mesh(mesh):
         loss = jax.jit(mapped)(params, batch)
-    np.testing.assert_allclose(loss, model.loss(params, batch)[0], rtol=1e-6)
+    np.testing.assert_allclose(loss, jax.jit(model.loss)(params, batch)[0], rtol=1e-6)

@@ -29,7 +29,7 @@ def _softmax_regression(data):
 def _tanh_mlp(data):
     def loss(p):
         hidden = jnp.tanh(jnp.einsum("ni,ijk->njk", data["X"], p["K"]))
-        output = p["s"] * (hidden.reshape(-1, 4) @ p["V"] + p["c"])
+        output = p["s"] * (hidden.reshape(-1, 4) @ p["V"]) + p["c"]
         return jnp.mean((output - data["Y"]) ** 2)
 
     return loss
