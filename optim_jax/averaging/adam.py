@@ -10,6 +10,7 @@ import optax
 
 from optim_jax.averaging.precision import (
     is_absent,
+    next_count,
     scalar_at,
     scalar_dtype,
     scalar_like,
@@ -57,12 +58,12 @@ def adam_base(
             nu=optax.tree.zeros_like(params),
         )
 
-    def read_update(state: optax.ScaleByAdamState) -> Updates:
-        dtype = scalar_dtype(state.nu)
-        rate_now = scalar_at(rate, state.count - 1, dtype)
-        eps_now = scalar_at(eps, state.count, dtype)
-        scale = -rate_now / _correction(b1, state.count, dtype)
-        root_scale = 1.0 / _correction(b2, state.count, dtype)
+    def read_update(state: Any) -> Updates:
+        dtype, count = scalar_dtype(state.nu), jnp.asarray(state.count)
+        rate_now = scalar_at(rate, count - 1, dtype)
+        eps_now = scalar_at(eps, count, dtype)
+        scale = -rate_now / _correction(b1, count, dtype)
+        root_scale = 1.0 / _correction(b2, count, dtype)
 
         def direction(m: jax.Array, v: jax.Array) -> jax.Array:
             a, b, e = (scalar_like(s, v) for s in (scale, root_scale, eps_now))
@@ -71,16 +72,14 @@ def adam_base(
         return jax.tree.map(direction, state.mu, state.nu)
 
     def update(
-        updates: Updates,
-        state: optax.ScaleByAdamState,
-        params: Params | None = None,
+        updates: Updates, state: Any, params: Params | None = None
     ) -> tuple[Updates, optax.ScaleByAdamState]:
         del params
         dtype = scalar_dtype(state.nu)
         b1_now, b2_now = (scalar_at(b, state.count, dtype) for b in (b1, b2))
         mu = _moment(updates, state.mu, b1_now, order=1)
         nu = _moment(updates, state.nu, b2_now, order=2)
-        moved = optax.ScaleByAdamState(optax.safe_increment(state.count), mu, nu)
+        moved = optax.ScaleByAdamState(next_count(state.count), mu, nu)
         directions = jax.tree.map(
             lambda u, g: g if is_absent(g) else u, read_update(moved), updates
         )

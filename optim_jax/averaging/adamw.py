@@ -92,8 +92,8 @@ def gpa_adamw(
       master: whether y is kept in float32, as in `gpa`.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs` with a `GPAState`: for float32 leaves 12
-      bytes per parameter (both moments and z).
+      An `optax.GradientTransformationExtraArgs` with a `GPAState`: for float32 leaves
+      12 bytes per parameter (both moments and z).
 
     Raises:
       ValueError: an argument is out of range.

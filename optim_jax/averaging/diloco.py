@@ -12,6 +12,7 @@ import optax
 from optim_jax.averaging.precision import (
     is_absent,
     is_half,
+    next_count,
     scalar_at,
     scalar_dtype,
     scalar_like,
@@ -113,7 +114,7 @@ def single_worker_diloco(
 
     def update(
         updates: Updates,
-        state: DiLoCoState,
+        state: Any,
         params: Params | None = None,
         **extra_args: Any,
     ) -> tuple[Updates, DiLoCoState]:
@@ -123,15 +124,15 @@ def single_worker_diloco(
         inner_updates, inner_state = inner.update(
             grads, state.inner_state, fast, **extra_args
         )
-        count = optax.safe_increment(state.count)
+        count = next_count(state.count)
         dtype = scalar_dtype(params)
         rates = (scalar_at(eta, state.count, dtype), scalar_at(mu, state.count, dtype))
         updates, slow, momentum = jax.lax.cond(
             count % inner_steps == 0,
-            lambda *trees: _outer_step(*trees, rates, nesterov),
-            _inner_step,
-            params, fast, inner_updates, state.slow, state.momentum,
-        )  # fmt: skip
+            lambda trees: _outer_step(*trees, rates, nesterov),
+            lambda trees: _inner_step(*trees),
+            (params, fast, inner_updates, state.slow, state.momentum),
+        )
         return updates, DiLoCoState(count, slow, momentum, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

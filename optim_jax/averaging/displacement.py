@@ -8,6 +8,7 @@ import optax
 
 from optim_jax.averaging.precision import (
     is_absent,
+    next_count,
     scalar_at,
     scalar_dtype,
     scalar_like,
@@ -90,7 +91,7 @@ def scale_by_primal_averaging(
 
     def update(
         updates: Updates,
-        state: PrimalAveragingState,
+        state: Any,
         params: Params | None = None,
         **extra_args: Any,
     ) -> tuple[Updates, PrimalAveragingState]:
@@ -113,7 +114,7 @@ def scale_by_primal_averaging(
             for pair in zip(leaves, treedef.flatten_up_to(updates), strict=True)
         ]
         return treedef.unflatten([u for u, _ in pairs]), PrimalAveragingState(
-            count=optax.safe_increment(state.count),
+            count=next_count(state.count),
             w=treedef.unflatten([w for _, w in pairs]),
             mu_y=state.mu_y
             if isinstance(mu_y, float)

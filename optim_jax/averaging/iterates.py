@@ -12,6 +12,7 @@ from optax import contrib
 from optim_jax.averaging.precision import (
     is_absent,
     is_half,
+    next_count,
     scalar_at,
     scalar_dtype,
     scalar_like,
@@ -174,7 +175,7 @@ def average_primal(
 
     def update(
         updates: Updates,
-        state: GPAState,
+        state: Any,
         params: Params | None = None,
         **extra_args: Any,
     ) -> tuple[Updates, GPAState]:
@@ -197,7 +198,7 @@ def average_primal(
         updates = jax.tree.map(_returned_update, z, params, increments, masters)
         mu_y_next = coefficients.mu_y_next
         return updates, GPAState(
-            count=optax.safe_increment(state.count),
+            count=next_count(state.count),
             z=jax.tree.map(lambda old, new: new.astype(old.dtype), state.z, z),
             base_state=base_state,
             weight_sum=weight_sum,
@@ -290,7 +291,7 @@ def _shrink(decay: Decay | None, state: GPAState) -> Scalar | None:
     )
 
 
-def _decayed_leaves(decay: Decay | None, params: Params) -> Any:
+def _decayed_leaves(decay: Decay | None, params: Params | None) -> Any:
     """A tree like params: whether the wrapper decays the leaf."""
     if decay is None:
         return jax.tree.map(lambda _: False, params)

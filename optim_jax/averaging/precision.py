@@ -46,6 +46,11 @@ def scalar_dtype(tree: Any) -> Any:
     return jnp.float64 if is_double else jnp.float32
 
 
+def next_count(count: jax.Array) -> jax.Array:
+    """Adds 1 to a step counter, which stays at its largest value."""
+    return jnp.asarray(optax.safe_increment(count))
+
+
 def scalar_at(value: Any, count: jax.Array, dtype: Any) -> Scalar:
     """Value of a constant or schedule; constants known as floats stay floats.
 

@@ -20,7 +20,7 @@ _AVERAGING_STATES = (GPAState, PrimalAveragingState, DiLoCoState)
 class _View(NamedTuple):
     """One leaf of one averaging state."""
 
-    state: GPAState | PrimalAveragingState | DiLoCoState
+    state: Any  # one of _AVERAGING_STATES
     buffer: jax.Array  # z, w or s
     master: jax.Array | None
 
@@ -29,8 +29,8 @@ def gpa_eval_params(state: optax.OptState, params: Params) -> Params:
     """Returns x, the parameters to evaluate, report and ship.
 
     Args:
-      state: state of `gpa`, `schedule_free`, `gpa_adamw`, `scale_by_primal_averaging` or
-        `single_worker_diloco`, or any nested state that contains such states on
+      state: state of `gpa`, `schedule_free`, `gpa_adamw`, `single_worker_diloco` or
+        `scale_by_primal_averaging`, or any nested state that contains such states on
         disjoint leaves (chain, masked, partition, MultiSteps, inject_hyperparams, ...).
       params: the params that `update` is given, y. Never pass x back to `update`.
 
@@ -92,15 +92,14 @@ def gpa_sequences(
     Raises:
       ValueError: there is no such state, or a leaf belongs to two of them.
     """
-    return tuple(
-        _map_views(
-            lambda y, view, i=i: _sequences(y, view)[i],
-            state,
-            params,
-            _AVERAGING_STATES[:2],
-        )
-        for i in range(3)
-    )
+
+    def sequence(index: int) -> Params:
+        def of_leaf(y: jax.Array, view: _View) -> jax.Array:
+            return _sequences(y, view)[index]
+
+        return _map_views(of_leaf, state, params, _AVERAGING_STATES[:2])
+
+    return sequence(0), sequence(1), sequence(2)
 
 
 def _sequences(y: jax.Array, view: _View) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,7 +29,7 @@ def concrete(name: str, value: Any) -> float | None:
     if isinstance(value, jax.core.Tracer) or callable(value):
         return None
     is_number = isinstance(value, (numbers.Real, np.ndarray, jax.Array))
-    if not is_number or np.ndim(value) != 0:
+    if not is_number or getattr(value, "ndim", 0) != 0:
         raise ValueError(f"{name} must be a scalar or a schedule, got {value!r}")
     return float(value)
 

@@ -5,9 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from optim_jax.averaging.precision import scalar_at
+from optim_jax.averaging.precision import next_count, scalar_at
 from optim_jax.averaging.recursion import Scalar
 from optim_jax.averaging.validation import as_static
 from optim_jax.typing import ScalarOrSchedule
@@ -41,7 +40,7 @@ def running_mean_weight(
             scalar_at(learning_rate, state.count, dtype), dtype
         )
         lr_max = jnp.maximum(state.lr_max, learning_rate_now)
-        step = optax.safe_increment(state.count).astype(dtype)
+        step = next_count(state.count).astype(dtype)
         power = jnp.asarray(scalar_at(weight_pow, state.count, dtype), dtype)
         lr_power = jnp.asarray(scalar_at(weight_lr_power, state.count, dtype), dtype)
         newest = step**power * (lr_max if use_max_lr else learning_rate_now) ** lr_power

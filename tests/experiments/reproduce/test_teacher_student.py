@@ -28,20 +28,29 @@ TINY = Problem(
 
 
 def plain_loop(problem, method, rate, seed):
-    """The same run step by step, without jit, scan or vmap."""
-    data = teacher_student._sample_data(problem, seed)
+    """The same run step by step, without scan or vmap."""
+    data = jax.jit(lambda: teacher_student._sample_data(problem, seed))()
     schedule = learning_rate_schedule(problem, rate, decays=method.decays)
     optimizer = method.build(schedule)
-    params, losses = data.student, []
-    state = optimizer.init(params)
-    for count in range(problem.steps):
+
+    @jax.jit
+    def step(params, state, count):
         inputs, targets = sample_batch(problem, data, count)
         gradients = jax.grad(mean_squared_error)(params, inputs, targets)
         updates, state = optimizer.update(gradients, state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state
+
+    @jax.jit
+    def validate(params, state):
+        x = gpa_eval_params(state, params) if method.averages else params
+        return mean_squared_error(x, data.inputs, data.targets)
+
+    params, losses = data.student, []
+    state = optimizer.init(params)
+    for count in range(problem.steps):
+        params, state = step(params, state, count)
         if (count + 1) % problem.check_every == 0:
-            x = gpa_eval_params(state, params) if method.averages else params
-            losses.append(float(mean_squared_error(x, data.inputs, data.targets)))
+            losses.append(float(validate(params, state)))
     return losses
 
 
