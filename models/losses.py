@@ -19,7 +19,8 @@ def token_cross_entropy(
 
     Args:
       logits: `[..., V]`, any float type; cast to float32.
-      targets: integer labels `[...]`. A negative label carries no weight.
+      targets: integer labels `[...]`. A negative label carries no weight; one of V or
+        more that carries weight makes the loss NaN.
       weights: `[...]`, >= 0; None means 1 everywhere.
       z_loss: coefficient of the z-loss, >= 0; 0 leaves it out.
 
@@ -42,6 +43,8 @@ def token_cross_entropy(
     label_logits = jnp.sum(
         jnp.where(classes == targets[..., None], logits, 0.0), axis=-1
     )
+    outside = (targets >= logits.shape[-1]) & (weights > 0)
+    label_logits = jnp.where(outside, jnp.nan, label_logits)
 
     total = jnp.sum(weights)
     divisor = jnp.where(total > 0, total, 1.0)

@@ -14,6 +14,7 @@ from optim_jax.averaging.precision import (
     scalar_at,
     scalar_dtype,
     scalar_like,
+    widen,
 )
 from optim_jax.averaging.recursion import Scalar
 from optim_jax.averaging.validation import as_static
@@ -95,11 +96,13 @@ def _moment(updates: Updates, moments: Params, decay: Scalar, order: int) -> Par
     def move(moment: jax.Array, gradient: Any) -> jax.Array:
         if is_absent(gradient):
             return moment
-        powered = gradient
+        # A half-precision gradient or moment is widened before it is squared or decayed.
+        moment = widen(moment)
+        powered = gradient.astype(jnp.promote_types(gradient.dtype, moment.dtype))
         if order == 2:
-            powered = (gradient * jnp.conj(gradient)).real
+            powered = (powered * jnp.conj(powered)).real
         b = scalar_like(decay, moment)
-        return (1 - b) * powered + b * moment
+        return (1.0 - b) * powered + b * moment
 
     return jax.tree.map(move, moments, updates)
 

@@ -129,7 +129,7 @@ def single_worker_diloco(
         rates = (scalar_at(eta, state.count, dtype), scalar_at(mu, state.count, dtype))
         updates, slow, momentum = jax.lax.cond(
             count % inner_steps == 0,
-            lambda trees: _outer_step(*trees, rates, nesterov),
+            lambda trees: _outer_step(trees, rates, nesterov),
             lambda trees: _inner_step(*trees),
             (params, fast, inner_updates, state.slow, state.momentum),
         )
@@ -164,8 +164,9 @@ def _inner_step(params, fast, inner_updates, slow, momentum):
     return updates, slow, momentum
 
 
-def _outer_step(params, fast, inner_updates, slow, momentum, rates, nesterov):
+def _outer_step(trees, rates, nesterov):
     """The outer step of every leaf; leaves without an update stay as they are."""
+    params, fast, inner_updates, slow, momentum = trees
 
     def step_leaf(s, b, theta, u, p):
         if is_absent(u):
@@ -181,6 +182,6 @@ def _outer_step(params, fast, inner_updates, slow, momentum, rates, nesterov):
         treedef.flatten_up_to(tree) for tree in (momentum, fast, inner_updates, params)
     )
     triples = [step_leaf(*group) for group in zip(leaves, *others, strict=True)]
-    trees = zip(*triples, strict=True) if triples else ((), (), ())
-    updates, slow, momentum = (treedef.unflatten(tree) for tree in trees)
+    stepped = zip(*triples, strict=True) if triples else ((), (), ())
+    updates, slow, momentum = (treedef.unflatten(leaves) for leaves in stepped)
     return updates, slow, momentum

@@ -66,6 +66,14 @@ def test_no_weight_at_all_gives_zero_and_no_gradient(logits):
     np.testing.assert_array_equal(gradient, 0.0)
 
 
+def test_a_label_outside_the_vocabulary_is_not_silent(logits):
+    targets = TARGETS.at[0, 1].set(7)
+    assert np.isnan(token_cross_entropy(logits, targets)[0])
+    weights = jnp.ones((2, 5)).at[0, 1].set(0.0)
+    masked, _ = token_cross_entropy(logits, targets, weights)
+    assert masked == token_cross_entropy(logits, TARGETS, weights)[0]
+
+
 def test_z_loss_is_the_mean_squared_logsumexp(logits):
     objective, aux = token_cross_entropy(logits, TARGETS, z_loss=0.5)
     expected = 0.5 * np.mean(np.square(jax.nn.logsumexp(logits, axis=-1)))
