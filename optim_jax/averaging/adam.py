@@ -96,7 +96,7 @@ def _moment(updates: Updates, moments: Params, decay: Scalar, order: int) -> Par
     def move(moment: jax.Array, gradient: Any) -> jax.Array:
         if is_absent(gradient):
             return moment
-        # A half-precision gradient or moment is widened before it is squared or decayed.
+        # Half precision is widened before it is squared or decayed.
         moment = widen(moment)
         powered = gradient.astype(jnp.promote_types(gradient.dtype, moment.dtype))
         if order == 2:

@@ -35,10 +35,14 @@ def concrete(name: str, value: Any) -> float | None:
 
 
 def as_static(name: str, value: Any) -> Any:
-    """Replaces a scalar of known value by a Python float; leaves others alone.
+    """Replaces a number of the host by a Python float; leaves others alone.
 
-    Differences such as `1 - mu_x` are then taken in double precision.
+    Differences such as `1 - mu_x` are then taken in double precision. A JAX array stays
+    one even where its value is known: `optax.inject_hyperparams` outside jit passes such
+    arrays, and they may change between steps.
     """
+    if isinstance(value, jax.Array):
+        return value
     number = concrete(name, value)
     return value if number is None else number
 

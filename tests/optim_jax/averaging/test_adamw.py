@@ -122,9 +122,9 @@ def test_golden_evaluation_switch(load_golden):
 def test_equals_wrapper_around_adam(x64, quadratic, trajectory):
     start, grads = quadratic
     schedule = optax.warmup_cosine_decay_schedule(0.0, 0.05, 5, 30)
-    one = optim_jax.gpa_adamw(schedule, weight_decay=0.1, mu_x=0.95)
+    one = optim_jax.gpa_adamw(schedule, weight_decay=0.1, mu_x=0.98)
     other = optim_jax.gpa(
-        optax.adam(schedule), weight_decay=0.1, learning_rate=schedule, mu_x=0.95
+        optax.adam(schedule), weight_decay=0.1, learning_rate=schedule, mu_x=0.98
     )
     for (y1, _), (y2, _) in zip(
         trajectory(one, start, grads, 30),
