@@ -176,7 +176,9 @@ class Sweep:
         self._command = list(command)
         self._known: dict[str, Run] = {}
         self._active: list[_Active] = []
-        self._stopping = False
+        self._stopping = False  # no new runs
+        self._terminating = False  # running ones are asked to save and end
+        self._asked: set[int] = set()  # process ids already asked
 
     def run(self, runs: Sequence[Run]) -> list[Outcome]:
         """Brings every run to its end; returns outcomes in the order asked for.
@@ -199,6 +201,8 @@ class Sweep:
             while self._active or (waiting and not failures and not self._stopping):
                 if not failures and not self._stopping:
                     self._start(waiting)
+                if self._terminating:
+                    self._ask_to_end()
                 failures += self._collect(progress)
                 time.sleep(0.05)
         self.write_summary()
@@ -224,6 +228,13 @@ class Sweep:
                     env={**os.environ, **self._environments[slot]},
                 )
             self._active.append(_Active(run, process, slot))
+
+    def _ask_to_end(self) -> None:
+        """SIGTERM to every run, once: a second one would end it without saving."""
+        for active in self._active:
+            if active.process.pid not in self._asked:
+                self._asked.add(active.process.pid)
+                active.process.send_signal(signal.SIGTERM)
 
     def _log(self, run: Run) -> pathlib.Path:
         return self._root / "logs" / f"{run.digest}.log"
@@ -265,11 +276,8 @@ class Sweep:
         def forward(number, frame):
             del frame
             self._stopping = True
-            # Ctrl-C in a terminal reaches the whole process group by itself, and a
-            # second signal would make the trainer abort without saving.
-            if number == signal.SIGTERM or not sys.stdin.isatty():
-                for active in self._active:
-                    active.process.send_signal(signal.SIGTERM)
+            # Ctrl-C in a terminal reaches the whole process group by itself.
+            self._terminating |= number == signal.SIGTERM or not sys.stdin.isatty()
 
         previous = {
             number: signal.signal(number, forward)

@@ -38,8 +38,8 @@ def as_static(name: str, value: Any) -> Any:
     """Replaces a number of the host by a Python float; leaves others alone.
 
     Differences such as `1 - mu_x` are then taken in double precision. A JAX array stays
-    one even where its value is known: `optax.inject_hyperparams` outside jit passes such
-    arrays, and they may change between steps.
+    one even where its value is known: outside jit, `optax.inject_hyperparams` passes
+    arrays that may change between steps.
     """
     if isinstance(value, jax.Array):
         return value

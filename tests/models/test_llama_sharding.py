@@ -12,7 +12,7 @@ from models import build_llama, llama_preset
 
 PICO = llama_preset("llama_pico")
 SCANNED = dataclasses.replace(PICO, scan_layers=True)
-SHAPES = [(1, 1, 1), (8, 1, 1), (2, 4, 1), (1, 2, 4), (2, 2, 2)]
+SHAPES = [(1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2)]
 
 
 def make_mesh(shape):
