@@ -13,6 +13,7 @@ from experiments.training.loop import TrainingLoop
 from experiments.training.resume import require_same_trajectory
 from experiments.training.run_directory import RunDirectory
 from experiments.training.setup import Setup, build_setup
+from experiments.training.throughput import mfu
 
 
 class RunResult(NamedTuple):
@@ -33,6 +34,8 @@ class Prepared(NamedTuple):
 
     def run(self) -> RunResult:
         """Trains."""
+        # Measures the peak of unknown devices once, on one device: outside the mesh.
+        mfu(0.0, dtype=self.setup.config.model.compute_dtype)
         with jax.set_mesh(self.setup.mesh):
             stop, summary = self.loop.run()
         message = f"{stop.status}: {stop.reason}"

@@ -57,8 +57,6 @@ class Recorder:
             initial=start_step,
             enabled=setup.config.logging.progress,
         )
-        # Measures the device's peak now, where it must, and not inside the first rows.
-        self._mfu(0.0)
 
     def __enter__(self) -> "Recorder":
         return self

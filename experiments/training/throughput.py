@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # FLOP/s of one device; the whole `device_kind` must match.
 _PEAKS = (
@@ -56,7 +57,7 @@ def measured_matmul_peak(
       `2 size³` over the seconds taken.
     """
     device = device or jax.local_devices()[0]
-    a = jax.device_put(jnp.ones((size, size), jnp.dtype(dtype)), device)
+    a = jax.device_put(np.ones((size, size), jnp.dtype(dtype)), device)
     product = jax.jit(jnp.matmul)
     product(a, a).block_until_ready()
     seconds = []
