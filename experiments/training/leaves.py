@@ -62,8 +62,9 @@ def checksums(leaves: dict[str, jax.Array]) -> dict[str, int]:
     Integer sums wrap and commute, so that the value does not depend on how an array
     is laid out over devices. On several processes all must call this together.
     """
-    sums = {name: _bit_sum(_bits(leaf)) for name, leaf in leaves.items()}
-    return {name: int(value) for name, value in jax.device_get(sums).items()}
+    # One after the other: each sum over a sharded leaf is a program with a collective,
+    # and on several CPU devices two such programs in flight can block each other.
+    return {name: int(_bit_sum(_bits(leaf))) for name, leaf in leaves.items()}
 
 
 def _bits(leaf: jax.Array) -> jax.Array:
