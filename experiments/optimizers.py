@@ -37,13 +37,17 @@ class _Context(NamedTuple):
     schedule: optax.Schedule
     matrix_axes: Callable[[Any], Any]  # params -> tree of MatrixAxes
 
-    def decay_mask(self, params: Any) -> Any:
-        """True for matrices and embeddings, False for norms and biases."""
+    def of_kind(self, params: Any, kinds: tuple[str, ...]) -> Any:
+        """True for leaves of these kinds."""
         return jax.tree.map(
-            lambda axes: axes.kind not in ("norm", "bias"),
+            lambda axes: axes.kind in kinds,
             self.matrix_axes(params),
             is_leaf=lambda node: isinstance(node, MatrixAxes),
         )
+
+    def decay_mask(self, params: Any) -> Any:
+        """True for matrices and embeddings, False for norms and biases."""
+        return self.of_kind(params, ("hidden", "embedding", "head"))
 
     def muon_dimensions(self, params: Any) -> Any:
         """Optax's routing: hidden matrices orthogonalised, the rest left to Adam."""
@@ -147,16 +151,26 @@ def _lion(context: _Context) -> optax.GradientTransformation:
 
 def _muon(context: _Context) -> optax.GradientTransformation:
     config = context.config
-    return optax.contrib.muon(
-        context.schedule,
-        beta=config.momentum,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        weight_decay_mask=context.decay_mask,
-        adam_b1=config.b1,
-        adam_b2=config.b2,
-        adam_weight_decay=config.weight_decay,
-        muon_weight_dimension_numbers=context.muon_dimensions,
+
+    def negative_decay(step: jax.Array) -> jax.Array:
+        return -config.weight_decay * context.schedule(step)
+
+    def adam_matrices(params: Any) -> Any:
+        return context.of_kind(params, ("embedding", "head"))
+
+    # Optax's Muon would decay every leaf that it leaves to Adam, norms included.
+    return optax.chain(
+        optax.contrib.muon(
+            context.schedule,
+            beta=config.momentum,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            adam_weight_decay=0.0,
+            muon_weight_dimension_numbers=context.muon_dimensions,
+        ),
+        optax.add_decayed_weights(negative_decay, mask=adam_matrices),
     )
 
 

@@ -25,7 +25,7 @@ class TreeShape:
 
 
 TREES = {
-    "tiny": TreeShape(64, 32, 16, 96, 1),  # 14 thousand parameters, for tests
+    "tiny": TreeShape(64, 32, 16, 96, 1),  # 16 thousand parameters, for tests
     "small": TreeShape(1024, 128, 64, 352, 1),  # 450 thousand, for compile-time facts
     "5M": TreeShape(4096, 256, 128, 704, 4),
     "25M": TreeShape(7168, 512, 256, 1408, 6),

@@ -300,12 +300,13 @@ def _decayed_leaves(decay: Decay | None, params: Params | None) -> Any:
 
 
 def _hold_on_cpu(tree: Any) -> Any:
-    """Makes the CPU compiler finish these arrays before their next use.
+    """Keeps the CPU compiler from sharing work across this point.
 
-    The CPU has no fusions with several results. Left alone, it would write out the
-    base's updates, which the new z and the new y both need; read once more from the
-    finished state, they are fused into the increment of y instead. Accelerators make
-    all results in one pass, where nothing should stand in between.
+    The CPU has no fusions with several results. Left alone, it would recognize that the
+    new z and the new y need the same updates of the base and write them out into a
+    buffer of their own. Read once more from the state, behind this point, they are
+    fused into the increment of y instead. Accelerators make all results in one pass,
+    where nothing should stand in between.
     """
     return jax.lax.platform_dependent(
         tree, cpu=jax.lax.optimization_barrier, default=lambda held: held
