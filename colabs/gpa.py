@@ -420,9 +420,9 @@ plt.show()
 #   settings wants a smaller rate, does not gain here, and keeps one more copy of the
 #   parameters than GPA. Neither had settings of its own tuned; GPA had the one value
 #   $H = 16$ chosen for this problem.
-# * This is one small problem that suits the method. Others do not: noisy quadratics with
-#   a tuned cosine schedule show no gain, and short runs of small transformers may show
-#   none. Measure on your own problem, with a learning rate tuned for each method.
+# * This is one small problem that suits the method. Others do not: noisy quadratics
+#   with a tuned cosine schedule show no gain, and short runs of small transformers may
+#   show none. Measure on your own problem, with a rate tuned for each method.
 
 # %% [markdown]
 # ## 4. In your own loop

@@ -87,7 +87,7 @@ def test_first_code_cell_installs_on_colab_only(script):
 @each_script_to_run
 def test_notebook_runs(script, tmp_path):
     notebook = execute_notebook.read_script(script)
-    execute_notebook.execute(notebook, tmp_path, fast=True, timeout=180)
+    execute_notebook.execute(notebook, tmp_path, fast=True, timeout=300)
     assert images(notebook) == images(stored(script))
     assert list(tmp_path.iterdir()) == []  # a notebook leaves nothing behind
 
