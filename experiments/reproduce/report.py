@@ -227,63 +227,6 @@ def _tuning_table(document: Document) -> str:
     return markdown_rows(["arm", "variant", "learning rate: loss"], rows)
 
 
-class TuningDraw(NamedTuple):
-    """The chosen configuration's loss on the tuning seeds beside the reported one."""
-
-    tuned: float
-    reported: Estimate
-    deviations: float  # reported mean minus tuned, in standard deviations over seeds
-
-
-def tuning_draw(arm: Mapping[str, Any]) -> TuningDraw:
-    """How far the tuning seeds' draw of the chosen configuration was from typical.
-
-    A configuration is chosen because its loss on the tuning seeds is low, so that loss
-    is biased downwards. A gap of several standard deviations says that the choice was
-    probably luck, and that the arm's reported loss need not be that of a well tuned arm.
-    """
-    chosen = [
-        float(trial["loss"])
-        for trial in arm["trials"]
-        if {**trial["settings"], "learning_rate": trial["learning_rate"]} == arm["best"]
-    ]
-    reported = mean_and_standard_error(losses_of(arm)[:, -1])
-    deviation = reported.standard_error * math.sqrt(reported.count)
-    gap = reported.mean - chosen[0]
-    return TuningDraw(
-        chosen[0], reported, gap / deviation if deviation > 0 else math.nan
-    )
-
-
-def _tuning_draws(document: Document) -> str:
-    rows = []
-    for arm in document["arms"]:
-        draw = tuning_draw(arm)
-        rows.append(
-            [
-                arm["label"],
-                number(draw.tuned),
-                plus_minus(draw.reported),
-                f"{draw.deviations:+.1f}" if math.isfinite(draw.deviations) else "–",
-            ]
-        )
-    seeds = ", ".join(map(str, document["tuning_seeds"]))
-    header = ["chosen configuration", f"loss, seed {seeds}", "loss, reporting seeds"]
-    lucky = [
-        arm["label"] for arm in document["arms"] if tuning_draw(arm).deviations > 3.0
-    ]
-    text = (
-        "The last column is their gap in standard deviations over the reporting seeds. "
-        "A choice made on few seeds favours a lucky draw"
-    )
-    if lucky:
-        text += (
-            f"; above 3, as for {', '.join(lucky)} here, the choice probably was one, "
-            "and the arm's reported loss need not be that of a well tuned arm"
-        )
-    return markdown_rows([*header, "gap"], rows) + f"\n\n{text}."
-
-
 def markdown(document: Document) -> str:
     """The whole report: how it was made, the table, what follows, the tuning."""
     origin = document["provenance"]
@@ -309,7 +252,6 @@ def markdown(document: Document) -> str:
         markdown_rows(columns, [_row(document, arm) for arm in document["arms"]]),
         "\n".join(f"* {finding.text}" for finding in findings(document)),
     ]
-    parts.append(_tuning_draws(document))
     parts += [
         markdown_rows(section["header"], section["rows"]) + "\n\n" + section["text"]
         for section in document.get("sections", [])

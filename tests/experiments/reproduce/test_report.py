@@ -9,7 +9,6 @@ from experiments.reproduce.report import (
     encode,
     findings,
     markdown,
-    tuning_draw,
     write_report,
 )
 
@@ -154,15 +153,3 @@ def test_numbers_are_encoded_as_plain_json():
     value = {"a": np.float32(1.5), "b": (np.int64(2), math.nan), "c": np.ones(2)}
     assert encode(value) == {"a": 1.5, "b": [2, "nan"], "c": [1.0, 1.0]}
     assert json.loads(json.dumps(encode(-math.inf))) == "-inf"
-
-
-def test_a_lucky_tuning_draw_is_pointed_out(document):
-    # Chosen at 2.0 on the tuning seed; 4.0 and 4.2 reported, deviation 0.1414.
-    draw = tuning_draw(document["arms"][0])
-    assert draw.tuned == 2.0 and draw.reported.mean == pytest.approx(4.1)
-    assert draw.deviations == pytest.approx(2.1 / 0.02**0.5)
-    text = markdown(encode(document))
-    assert "| AdamW | 2.0000 | 4.1000 ± 0.1000 | +14.8 |" in text
-    assert "as for AdamW, AdamW + EMA here, the choice probably was one" in text
-    # GPA's seeds are equal: no spread, nothing to measure the gap with.
-    assert "| GPA | 2.0000 | 0.1000 ± 0.0000 | – |" in text
