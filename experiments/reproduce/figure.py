@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -25,24 +25,6 @@ def _drawn_arms(document: Document) -> list[Mapping[str, Any]]:
         for arm in document["arms"]
         if "part_of" not in arm or arm["best"] not in chosen
     ]
-
-
-def _set_loss_axis(axes: Axes, low: float, high: float) -> None:
-    """Logarithmic where losses span a large factor, else linear, which labels better."""
-    if high > 5.0 * low:
-        axes.set_yscale("log")
-        axes.set_ylim(low * (low / high) ** 0.08, high)
-    else:
-        axes.set_ylim(low - 0.06 * (high - low), high)
-
-
-def _set_rate_axis(axes: Axes, rates: Sequence[float]) -> None:
-    """Logarithmic, labelled at some of the rates that were tried."""
-    axes.set_xscale("log")
-    shown = sorted(set(rates))
-    shown = shown[:: math.ceil(len(shown) / 6)]
-    axes.set_xticks(shown, [f"{rate:.2g}" for rate in shown])
-    axes.minorticks_off()
 
 
 def _draw_curves(axes: Axes, document: Document) -> None:
@@ -77,7 +59,8 @@ def _draw_curves(axes: Axes, document: Document) -> None:
         # The first checks would leave the part that differs to a few pixels.
         late = np.concatenate([mean[len(mean) // 5 :] for mean in ends])
         low, high = late.min(), late.max()
-        _set_loss_axis(axes, low, high)
+        axes.set_ylim(low * (low / high) ** 0.08, high)
+    axes.set_yscale("log")
     axes.set_xlim(0, document["total_steps"])
     axes.set_xlabel("step")
     axes.set_ylabel(document.get("loss_name", "validation loss"))
@@ -99,7 +82,7 @@ def _best_line(arm: Mapping[str, Any]) -> tuple[list[float], list[float]]:
 
 
 def _draw_tuning(axes: Axes, document: Document) -> None:
-    finite, tried = [], []
+    finite = []
     for arm, color, marker in zip(
         _drawn_arms(document), _COLORS, _MARKERS, strict=False
     ):
@@ -108,12 +91,12 @@ def _draw_tuning(axes: Axes, document: Document) -> None:
             rates, losses, color=color, marker=marker, markersize=4, linewidth=1.2
         )
         finite += [loss for loss in losses if math.isfinite(loss)]
-        tried += rates
-    _set_rate_axis(axes, tried)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
     if finite:
-        low, high = min(finite), max(finite)
+        low = min(finite)
         # Learning rates far too high would flatten the minima.
-        _set_loss_axis(axes, low, min(high + 0.03 * (high - low), 4.0 * low))
+        axes.set_ylim(low * 0.97, min(max(finite) * 1.05, low * 4))
     axes.set_xlabel("peak learning rate")
     axes.set_ylabel(f"final {document.get('loss_name', 'validation loss')}")
     seeds = ", ".join(map(str, document["tuning_seeds"]))
