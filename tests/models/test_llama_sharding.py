@@ -71,28 +71,31 @@ def test_init_is_bit_identical_on_every_mesh(shape):
         assert kernel.addressable_shards[0].data.shape == (16, 48)
 
 
-@pytest.mark.parametrize("config", [PICO, SCANNED], ids=["unrolled", "scanned"])
-def test_loss_and_gradients_agree_on_meshes(config):
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [(PICO, (8, 1, 1)), (PICO, (2, 2, 2)), (SCANNED, (2, 2, 2))],
+    ids=["replicated", "unrolled", "scanned"],
+)
+def test_loss_and_gradients_agree_on_meshes(config, shape):
     model = build_llama(config)
     params = model.init(jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (8, 17), 0, config.vocab_size)
     batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
     step = jax.value_and_grad(model.loss, has_aux=True)
     (expected, _), gradients = jax.jit(step)(params, batch)
-    for shape in ((8, 1, 1), (2, 2, 2)):
-        mesh = make_mesh(shape)
-        layout = shardings(model, params, mesh)
-        rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-        with jax.set_mesh(mesh):
-            (loss, _), other = jax.jit(step, out_shardings=(None, layout))(
-                jax.device_put(params, layout), jax.device_put(batch, rows)
-            )
-        np.testing.assert_allclose(loss, expected, rtol=1e-6)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-            other,
-            gradients,
+    mesh = make_mesh(shape)
+    layout = shardings(model, params, mesh)
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    with jax.set_mesh(mesh):
+        (loss, _), other = jax.jit(step, out_shardings=(None, layout))(
+            jax.device_put(params, layout), jax.device_put(batch, rows)
         )
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        other,
+        gradients,
+    )
 
 
 def test_a_batch_that_the_mesh_does_not_divide_still_runs():
