@@ -26,7 +26,7 @@ def read_curve(run_dir: pathlib.Path, metric: str = "eval/loss") -> Curve:
 
 
 def steps_to_reach(curve: Curve, target: float) -> int | None:
-    """The first evaluated step whose value is at or below the target."""
+    """The first evaluated step at or below the target; a NaN never is."""
     reached = np.flatnonzero(curve.values <= target)
     return int(curve.steps[reached[0]]) if reached.size else None
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 from absl import app, flags
 
 from experiments.config import TrainConfig
+from experiments.config_fields import to_dict
 from experiments.curves import plot_curves, read_curve, steps_to_reach
-from experiments.flags import quiet_by_default, to_dict
+from experiments.flags import quiet_by_default
 from experiments.presets import LLAMA, preset_by_name
 from experiments.tables import markdown_table, write_table
 from experiments.training import read_summary, run

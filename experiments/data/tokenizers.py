@@ -6,6 +6,7 @@ and the two document marks ids of their own. The wrappers of files load their li
 on first use and pickle as the path alone.
 """
 
+import abc
 import dataclasses
 import functools
 import hashlib
@@ -82,7 +83,7 @@ class ByteTokenizer:
 
 
 @dataclasses.dataclass(frozen=True)
-class _TokenizerFile:
+class _TokenizerFile(abc.ABC):
     """A vocabulary in a file; the library that reads it is loaded on first use."""
 
     name: str  # path of the file
@@ -114,8 +115,9 @@ class _TokenizerFile:
         return 0 if pad is None else pad
 
     @property
+    @abc.abstractmethod
     def _marks(self) -> tuple[int | None, int | None, int | None]:
-        raise NotImplementedError
+        """Ids of begin, end and padding; None where the vocabulary has none."""
 
 
 # Names under which vocabularies keep their marks, the more specific first.

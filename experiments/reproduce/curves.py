@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.curves import Curve, steps_to_reach
+
 
 class Estimate(NamedTuple):
     """A mean over seeds with its standard error."""
@@ -65,10 +67,8 @@ def steps_to_target(
             f"steps and losses must have the same length, got {len(steps)} and "
             f"{len(losses)}"
         )
-    for step, loss in zip(steps, losses, strict=True):
-        if loss <= target:  # False for nan
-            return float(step)
-    return math.inf
+    reached = steps_to_reach(Curve(np.asarray(steps), np.asarray(losses)), target)
+    return math.inf if reached is None else float(reached)
 
 
 def speed_up(steps: float, total_steps: int) -> float:

@@ -8,12 +8,9 @@ import jax
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from optim_jax.trees.paths import leaf_name
+
 Rules = Sequence[tuple[str, PartitionSpec]]
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """A key path as text: `layers/0/attention/query/kernel`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def partition_spec(name: str, rules: Rules) -> PartitionSpec:
@@ -55,7 +52,7 @@ def param_shardings(params: Any, rules: Rules, mesh: Mesh) -> Any:
     """A tree of `NamedSharding` like `params` (arrays or shapes)."""
 
     def sharding(path, leaf):
-        name = path_name(path)
+        name = leaf_name(path)
         spec = fit_to_shape(name, partition_spec(name, rules), leaf.shape, mesh)
         return NamedSharding(mesh, spec)
 
@@ -70,7 +67,7 @@ def state_shardings(state: Any, params: Any, rules: Rules, mesh: Mesh) -> Any:
     (counters, scalars, keys) is replicated.
     """
     by_path = {
-        path_name(path): (leaf.shape, sharding)
+        leaf_name(path): (leaf.shape, sharding)
         for (path, leaf), sharding in zip(
             jax.tree.leaves_with_path(params),
             jax.tree.leaves(param_shardings(params, rules, mesh)),
@@ -80,7 +77,7 @@ def state_shardings(state: Any, params: Any, rules: Rules, mesh: Mesh) -> Any:
     whole = NamedSharding(mesh, PartitionSpec())
 
     def sharding(path, leaf):
-        parts = path_name(path).split("/")
+        parts = leaf_name(path).split("/")
         for start in range(len(parts)):
             shape, found = by_path.get("/".join(parts[start:]), (None, whole))
             if shape == leaf.shape:

@@ -9,8 +9,8 @@ import numpy as np
 from absl import logging
 
 from experiments.config import MeshConfig, TrainConfig
+from experiments.config_fields import from_dict
 from experiments.data import Tokenizer, load_tokenizer
-from experiments.flags import from_dict
 from experiments.optimizers import build_optimizer
 from experiments.sharding import make_mesh
 from experiments.training.checkpoints import (

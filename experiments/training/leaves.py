@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optim_jax.trees import paths
+
 
 def named_leaves(tree: Any) -> dict[str, Any]:
     """Leaves by path, as `params/layer_0/kernel`.
@@ -17,10 +19,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     Dictionary keys, field names and positions look alike, so that part of a tree can
     be asked for as a plain dict. Leaves that are no arrays become arrays.
     """
-    named = [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    ]
+    named = paths.named_leaves(tree)
     repeated = [n for n, c in collections.Counter(n for n, _ in named).items() if c > 1]
     if repeated:
         raise ValueError(f"two leaves of the state have the path {repeated[0]!r}")

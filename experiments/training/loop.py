@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from experiments.flags import to_dict
+from experiments.config_fields import to_dict
 from experiments.provenance import provenance
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluation import Evaluator
@@ -27,6 +27,7 @@ from experiments.training.setup import (
     initial_state,
 )
 from experiments.training.state import TrainState
+from optim_jax.trees.paths import named_leaves
 
 
 class Stop(NamedTuple):
@@ -170,10 +171,7 @@ class TrainingLoop:
         return None
 
     def _describe_nonfinite(self, step: int, values: dict[str, Any]) -> str:
-        names = [
-            jax.tree_util.keystr(path, simple=True, separator="/")
-            for path, _ in jax.tree.leaves_with_path(self.state.params)
-        ]
+        names = [name for name, _ in named_leaves(self.state.params)]
         finite = np.isfinite(jax.device_get(values["leaf_squared_norms"]))
         if finite.all():
             return f"the loss of step {step} is {float(values['loss'])}"

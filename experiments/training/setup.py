@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.config import TrainConfig
+from experiments.config_fields import to_dict
 from experiments.data import TextData, build_text_data
-from experiments.flags import to_dict
 from experiments.optimizers import Optimizer, build_optimizer
 from experiments.sharding import (
     batch_sharding,

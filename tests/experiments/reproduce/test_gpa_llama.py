@@ -4,7 +4,7 @@ import math
 import pytest
 
 from experiments.config import TrainConfig
-from experiments.flags import with_overrides
+from experiments.config_fields import with_overrides
 from experiments.presets import LLAMA, preset_by_name
 from experiments.reproduce.claims import Options
 from experiments.reproduce.gpa_llama import curve_of, plan, run_protocol
