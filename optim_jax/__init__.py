@@ -19,6 +19,47 @@ from optim_jax.averaging.stability import (
     mu_x_from_inner_steps,
     stability_limit,
 )
+from optim_jax.preconditioning.canonical import (
+    from_canonical_state,
+    to_canonical_state,
+)
+from optim_jax.preconditioning.grafting import graft
+from optim_jax.preconditioning.health import (
+    check_preconditioners,
+    refresh_preconditioners,
+)
+from optim_jax.preconditioning.matrix_functions import (
+    QR,
+    SVD,
+    CoupledHigherOrder,
+    CoupledNewton,
+    Eigh,
+    NewtonSchulz,
+)
+from optim_jax.preconditioning.plan import Plan
+
+# Preconditioning.
+from optim_jax.preconditioning.planning import plan_preconditioners, state_sharding
+from optim_jax.preconditioning.preconditioners import (
+    Diagonal,
+    Eigendecomposed,
+    EigenvalueCorrected,
+    Graft,
+    KLEigendecomposed,
+    KLRootInverse,
+    Momentum,
+    RootInverse,
+    Sign,
+    Spectral,
+)
+from optim_jax.preconditioning.scaling import scale_by_shampoo, scale_by_soap
+from optim_jax.preconditioning.shampoo import (
+    SHAMPOO_STATIC_ARGS,
+    kl_shampoo,
+    shampoo,
+    soap,
+)
+from optim_jax.preconditioning.state import ShampooState
 
 # Types and trees.
 from optim_jax.trees.matrices import matrix_axes_from_rules
@@ -42,6 +83,38 @@ __all__ = [
     "schedule_free",
     "single_worker_diloco",
     "stability_limit",
+    # Preconditioning.
+    "QR",
+    "SHAMPOO_STATIC_ARGS",
+    "SVD",
+    "CoupledHigherOrder",
+    "CoupledNewton",
+    "Diagonal",
+    "Eigendecomposed",
+    "EigenvalueCorrected",
+    "Eigh",
+    "Graft",
+    "KLEigendecomposed",
+    "KLRootInverse",
+    "Momentum",
+    "NewtonSchulz",
+    "Plan",
+    "RootInverse",
+    "ShampooState",
+    "Sign",
+    "Spectral",
+    "check_preconditioners",
+    "from_canonical_state",
+    "graft",
+    "kl_shampoo",
+    "plan_preconditioners",
+    "refresh_preconditioners",
+    "scale_by_shampoo",
+    "scale_by_soap",
+    "shampoo",
+    "soap",
+    "state_sharding",
+    "to_canonical_state",
     # Types and trees.
     "MatrixAxes",
     "matrix_axes_from_rules",

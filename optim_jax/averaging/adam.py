@@ -17,8 +17,8 @@ from optim_jax.averaging.precision import (
     widen,
 )
 from optim_jax.averaging.recursion import Scalar
-from optim_jax.averaging.validation import as_static
 from optim_jax.typing import Params, ScalarOrSchedule, Updates
+from optim_jax.validation import as_static
 
 ReadUpdate = Callable[[optax.OptState], Updates]
 

@@ -14,7 +14,9 @@ from optim_jax.averaging.iterates import (
 )
 from optim_jax.averaging.primal_averaging import DecayMode, Mask
 from optim_jax.averaging.stability import stability_limit
-from optim_jax.averaging.validation import (
+from optim_jax.averaging.weights import exponential_weight, running_mean_weight
+from optim_jax.typing import ScalarOrSchedule
+from optim_jax.validation import (
     check_choice,
     check_constant,
     check_decay_rate,
@@ -23,8 +25,6 @@ from optim_jax.averaging.validation import (
     check_value,
     concrete,
 )
-from optim_jax.averaging.weights import exponential_weight, running_mean_weight
-from optim_jax.typing import ScalarOrSchedule
 
 
 def gpa_adamw(

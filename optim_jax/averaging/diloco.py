@@ -21,14 +21,14 @@ from optim_jax.averaging.precision import (
     widen,
     widen_like,
 )
-from optim_jax.averaging.validation import (
+from optim_jax.typing import Params, ScalarOrSchedule, Updates
+from optim_jax.validation import (
     as_static,
     check_decay_rate,
     check_inexact_leaves,
     check_value,
     require_params,
 )
-from optim_jax.typing import Params, ScalarOrSchedule, Updates
 
 
 class DiLoCoState(NamedTuple):

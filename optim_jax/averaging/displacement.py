@@ -15,13 +15,13 @@ from optim_jax.averaging.precision import (
     wide_dtype,
 )
 from optim_jax.averaging.recursion import advance_displacement
-from optim_jax.averaging.validation import (
+from optim_jax.typing import Params, ScalarOrSchedule, Updates
+from optim_jax.validation import (
     as_static,
     check_decay_rate,
     check_inexact_leaves,
     check_value,
 )
-from optim_jax.typing import Params, ScalarOrSchedule, Updates
 
 
 class PrimalAveragingState(NamedTuple):

@@ -29,7 +29,9 @@ from optim_jax.averaging.recursion import (
     step_y,
     step_z,
 )
-from optim_jax.averaging.validation import (
+from optim_jax.averaging.weights import AverageWeight
+from optim_jax.typing import Params, ScalarOrSchedule, Updates
+from optim_jax.validation import (
     as_static,
     check_choice,
     check_inexact_leaves,
@@ -38,8 +40,6 @@ from optim_jax.averaging.validation import (
     concrete,
     require_params,
 )
-from optim_jax.averaging.weights import AverageWeight
-from optim_jax.typing import Params, ScalarOrSchedule, Updates
 
 # Bases that look at the loss along their step would look from y and move z.
 _SEARCH_STATES = (

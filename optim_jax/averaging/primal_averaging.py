@@ -9,9 +9,9 @@ from optim_jax.averaging.iterates import (
     make_decay,
     make_precision,
 )
-from optim_jax.averaging.validation import check_decay_rate, check_nonnegative
 from optim_jax.averaging.weights import exponential_weight, running_mean_weight
 from optim_jax.typing import ScalarOrSchedule
+from optim_jax.validation import check_decay_rate, check_nonnegative
 
 DecayMode = Literal["shrink_z", "shrink_y", "coupled_z", "coupled_y"]
 Mask = Any  # tree or prefix of bools, or params -> such a tree

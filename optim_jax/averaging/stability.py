@@ -2,7 +2,7 @@ r"""Linear stability of primal averaging around a base with momentum, and its me
 
 import math
 
-from optim_jax.averaging.validation import check_decay_rate, check_value
+from optim_jax.validation import check_decay_rate, check_value
 
 
 def mu_x_from_inner_steps(inner_steps: float, momentum: float = 0.9) -> float:

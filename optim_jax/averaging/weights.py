@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from optim_jax.averaging.precision import next_count, scalar_at
 from optim_jax.averaging.recursion import Scalar
-from optim_jax.averaging.validation import as_static
 from optim_jax.typing import ScalarOrSchedule
+from optim_jax.validation import as_static
 
 # GPAState -> (c of this step, new weight_sum, new lr_max)
 AverageWeight = Callable[[Any], tuple[Scalar, jax.Array, jax.Array]]

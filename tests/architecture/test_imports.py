@@ -36,6 +36,7 @@ OPTIM_JAX_RANKS = {
     "linalg": 1,
     "trees": 2,
     "prox": 3,
+    "validation": 3,
     "weight_decay": 3,
     "estimators": 5,
     "__init__": 5,

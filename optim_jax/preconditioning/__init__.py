@@ -1,0 +1,1 @@
+"""Distributed Shampoo, SOAP and KL-Shampoo on stacked, sharded blocks."""

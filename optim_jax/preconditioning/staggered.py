@@ -1,0 +1,209 @@
+"""Refreshing a share of the roots and eigenbases at every step, without a branch.
+
+Shape legend: S local slots of a bucket, K its preconditioned modes, N local matrices of
+a refresh stack, n matrices of it that one step solves, d size of a factor, D size that
+the stack pads it to.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optim_jax.preconditioning.block_method import BlockMethod
+from optim_jax.preconditioning.factor_solver import (
+    Problem,
+    Solution,
+    needs_bases,
+    solve,
+)
+from optim_jax.preconditioning.factors import pad_bases, pad_factors
+from optim_jax.preconditioning.layout import Layout, RefreshStack
+from optim_jax.preconditioning.mesh import on_each_device
+from optim_jax.preconditioning.refresh import (
+    Buckets,
+    RefreshInputs,
+    common_exponent,
+    permute_slots,
+    permutes,
+    prepare,
+    unpadded,
+)
+from optim_jax.preconditioning.state import Health
+
+_NOWHERE = 2**30  # out of the range of every slot: a write there is dropped
+
+
+class _Facts(NamedTuple):
+    """What one device saw in one step, each of shape (1,)."""
+
+    failures: jax.Array
+    residual: jax.Array
+    iterations: jax.Array
+    off_diagonal: jax.Array
+
+
+def refresh_share(
+    layout: Layout,
+    method: BlockMethod,
+    buckets: Buckets,
+    health: Health,
+    inputs: RefreshInputs,
+    phase: jax.Array,
+    write: jax.Array,
+) -> tuple[Buckets, Health]:
+    """Refreshes one share of the matrices of every device.
+
+    A period has F steps; in each, every device solves ceil(N / F) of its N matrices
+    of every refresh stack, and sends nothing. Every matrix has its turn once in a
+    period. Where a factor or a result is not finite, or a solver failed, the previous
+    result stays.
+
+    Args:
+      layout: made for `refresh="staggered"`.
+      method: what is done with a bucket.
+      buckets: state by bucket.
+      health: counters.
+      inputs: scalars of a refresh.
+      phase: int32, step modulo the period.
+      write: scalar bool; false leaves results and counters as they are.
+    """
+
+    def local(stacked: Any, scalars: Any) -> Any:
+        return _refresh_local(layout, method, *stacked, *scalars)
+
+    buckets, failures, facts = on_each_device(local, layout.options)(
+        (buckets, health.failures), (inputs, phase, write)
+    )
+    health = health._replace(
+        refreshes=health.refreshes + write.astype(jnp.int32),
+        total_failures=health.total_failures + jnp.sum(facts.failures),
+        failures=failures,
+        max_residual=jnp.max(facts.residual),
+        iterations=jnp.max(facts.iterations),
+        off_diagonal=jnp.max(facts.off_diagonal),
+    )
+    return buckets, health
+
+
+def _refresh_local(
+    layout: Layout,
+    method: BlockMethod,
+    buckets: Buckets,
+    failures: dict[str, jax.Array],
+    inputs: RefreshInputs,
+    phase: jax.Array,
+    write: jax.Array,
+) -> tuple[Buckets, dict[str, jax.Array], _Facts]:
+    options = layout.options
+    period = options.staggered_period
+    assert period is not None
+    buckets, failures = dict(buckets), dict(failures)
+    facts = _Facts(
+        jnp.zeros(1, jnp.int32),
+        jnp.zeros(1, jnp.float32),
+        jnp.zeros(1, jnp.int32),
+        jnp.zeros(1, jnp.float32),
+    )
+    for stack in layout.stacks:
+        sizes = [buckets[key].factors[0].shape[0] for key, _ in stack.members]
+        share = -(-sum(sizes) // period)
+        turn = phase * share + jnp.arange(share)
+        # Slot of each of these matrices in each member; out of range where it is not.
+        slots, first = [], 0
+        for size in sizes:
+            local = turn - first
+            slots.append(jnp.where((local >= 0) & (local < size), local, size))
+            first += size
+        problem = _collect(layout, stack, buckets, inputs, slots)
+        solution = solve(options, problem, common_exponent(layout, stack))
+        live = write & (turn < sum(sizes))
+        for (key, position), slot in zip(stack.members, slots, strict=True):
+            written = jnp.where(live & solution.success, slot, _NOWHERE)
+            buckets[key] = _store(
+                layout, method, buckets[key], key, position, solution, written
+            )
+            counts = failures[key][:, position]
+            after = jnp.where(solution.success, 0, counts.at[slot].get(mode="clip") + 1)
+            seen = jnp.where(live, slot, _NOWHERE)
+            failures[key] = failures[key].at[seen, position].set(after, mode="drop")
+        facts = _observe(facts, solution, live)
+    return buckets, failures, facts
+
+
+def _collect(
+    layout: Layout,
+    stack: RefreshStack,
+    buckets: Buckets,
+    inputs: RefreshInputs,
+    slots: list[jax.Array],
+) -> Problem:
+    """Picks the matrices whose turn it is from the members of a stack."""
+    options = layout.options
+    with_bases = needs_bases(options)
+    problem = None
+    for (key, position), slot in zip(stack.members, slots, strict=True):
+        bucket, state = layout.bucket[key], buckets[key]
+        factors = state.factors[position].at[slot].get(mode="clip")
+        prepared, eps = prepare(options, factors, inputs)
+        exponent = jnp.full(eps.shape, float(bucket.exponents[position]), eps.dtype)
+        bases = ()
+        if with_bases:
+            old = state.eigenvectors[position].at[slot].get(mode="clip")
+            bases = pad_bases(old.astype(prepared.dtype), stack.dim)
+        candidate = Problem(pad_factors(prepared, stack.dim), eps, exponent, bases)
+        if problem is None:
+            problem = candidate
+            continue
+        here = slot < state.factors[position].shape[0]
+        problem = jax.tree.map(
+            lambda new, old, here=here: jnp.where(
+                here.reshape(-1, *[1] * (new.ndim - 1)), new, old
+            ),
+            candidate,
+            problem,
+        )
+    assert problem is not None
+    return problem
+
+
+def _store(
+    layout: Layout,
+    method: BlockMethod,
+    state: Any,
+    key: str,
+    position: int,
+    solution: Solution,
+    slot: jax.Array,
+) -> Any:
+    """Writes the results of one member; slots out of range are dropped."""
+    bucket = layout.bucket[key]
+    dim = bucket.factor_dims[position]
+    for field in method.results:
+        arrays = list(getattr(state, field))
+        new = unpadded(solution, field, slice(None), dim)
+        arrays[position] = arrays[position].at[slot].set(new, mode="drop")
+        state = state._replace(**{field: tuple(arrays)})
+    if permutes(layout.options):
+        order = solution.permutation[:, :dim]
+        moment = permute_slots(
+            state.second_moment.at[slot].get(mode="clip"), order, bucket.modes[position]
+        )
+        moment = state.second_moment.at[slot].set(moment, mode="drop")
+        state = state._replace(second_moment=moment)
+    return state
+
+
+def _observe(facts: _Facts, solution: Solution, live: jax.Array) -> _Facts:
+    succeeded = live & solution.success
+
+    def largest(old: jax.Array, values: jax.Array) -> jax.Array:
+        values = jnp.where(succeeded, values, 0).astype(old.dtype)
+        return jnp.maximum(old, jnp.max(values, initial=0))
+
+    return _Facts(
+        facts.failures + jnp.sum(live & ~solution.success, dtype=jnp.int32),
+        largest(facts.residual, solution.residual),
+        largest(facts.iterations, solution.iterations),
+        largest(facts.off_diagonal, solution.off_diagonal),
+    )
