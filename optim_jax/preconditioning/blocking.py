@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optim_jax.preconditioning.layout import Layout, Leaf, Segment
-from optim_jax.preconditioning.mesh import constrain, gather, place_blocks
+from optim_jax.preconditioning.mesh import constrain, place_blocks
 from optim_jax.trees.matrices import as_matrices, from_matrices
 
 
@@ -74,7 +74,7 @@ def stack_blocks(
     """
     pieces: dict[str, list[jax.Array]] = {bucket.key: [] for bucket in layout.buckets}
     for leaf, array in zip(layout.leaves, arrays, strict=True):
-        view = None if array is None else merged_view(gather(array), leaf)
+        view = None if array is None else merged_view(array, leaf)
         for segment in leaf.segments:
             bucket = layout.bucket[segment.bucket]
             if view is None:

@@ -354,14 +354,14 @@ def make_layout(inputs: tuple[LeafInput, ...], options: Options) -> Layout:
 def may_pad(options: Options) -> bool:
     """Whether factors may be padded for a solve without changing its result.
 
-    A direct solver and a fixed number of QR iterations act on the added block apart.
-    Newton's scaling and every stopping test look at the whole matrix.
+    An eigendecomposition acts on the added block apart. Newton's scaling and every
+    stopping test look at the whole matrix, the cut-off of a pseudo-inverse at the
+    largest eigenvalue, and a few QR iterations of a singular matrix amplify rounding.
     """
     method = getattr(options.preconditioner, "method", None)
-    if not isinstance(method, (Eigh, QR)) or method.tolerance != 0.0:
+    if not isinstance(method, Eigh):
         return False
-    # The cut-off of a pseudo-inverse is relative to the largest eigenvalue.
-    return not (isinstance(method, Eigh) and method.pseudo_inverse)
+    return method.tolerance == 0.0 and not method.pseudo_inverse
 
 
 def _refresh_stacks(
@@ -373,17 +373,14 @@ def _refresh_stacks(
     ):
         return ()
     by_root = not isinstance(preconditioner.method, (Eigh, QR))
-    # Staggered refreshes are shared out over the steps of a period, not the devices.
-    shares = options.staggered_period or options.num_devices
+    # Staggered refreshes are shared out over the steps of a period as well.
+    shares = options.num_devices * (options.staggered_period or 1)
     counts, members = {}, {}
     for bucket in buckets:
-        number = bucket.slots
-        if options.staggered_period:
-            number = bucket.padded_slots // options.num_devices
         for position, dim in enumerate(bucket.factor_dims):
             kind = bucket.exponents[position] if by_root else None
             of_kind = counts.setdefault(kind, {})
-            of_kind[dim] = of_kind.get(dim, 0) + number
+            of_kind[dim] = of_kind.get(dim, 0) + bucket.slots
             members.setdefault((kind, dim), []).append((bucket.key, position))
     stacks = []
     for kind, of_kind in counts.items():

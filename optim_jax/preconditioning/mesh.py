@@ -15,36 +15,52 @@ def is_explicit(mesh: Any) -> bool:
     return any(kind == AxisType.Explicit for kind in mesh.axis_types)
 
 
+def current(mesh: Mesh) -> Any:
+    """The mesh to place arrays on: inside `with_auto_axes` the Auto view of it."""
+    return jax.sharding.get_abstract_mesh() if is_explicit(mesh) else mesh
+
+
 def constrain(array: jax.Array, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
-    """Places an array on a mesh, inside or outside jit.
+    """Places an array on a mesh whose axes are Auto here."""
+    return jax.lax.with_sharding_constraint(array, NamedSharding(current(mesh), spec))
 
-    On Explicit axes a sharding constraint only asserts, so the array is moved.
+
+def explicit_mesh(tree: Any) -> Any:
+    """The mesh whose Explicit axes the types of some arrays name, or None."""
+    for leaf in jax.tree.leaves(tree):
+        mesh = jax.typeof(leaf).sharding.mesh
+        if not mesh.empty and is_explicit(mesh):
+            return mesh
+    return None
+
+
+def with_auto_axes(
+    function: Callable[..., Any], mesh: Any, out_specs: Any
+) -> Callable[..., Any]:
+    """Runs a function with the Explicit axes of a mesh made Auto.
+
+    Cutting and stacking sharded leaves would otherwise need an output sharding for
+    every slice and reshape.
+
+    Args:
+      function: of arrays.
+      mesh: from `explicit_mesh`; None leaves the function alone.
+      out_specs: tree of `PartitionSpec` like the results.
     """
-    sharding = NamedSharding(mesh, spec)
-    if is_explicit(mesh):
-        return jax.sharding.reshard(array, sharding)
-    return jax.lax.with_sharding_constraint(array, sharding)
+    if mesh is None:
+        return function
+    names = tuple(
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == AxisType.Explicit
+    )
+    wrapped = jax.sharding.auto_axes(function, axes=names, out_sharding=out_specs)
 
+    def run(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh):
+            return wrapped(*args)
 
-def gather(array: jax.Array) -> jax.Array:
-    """Replicates an array whose type states a sharding; leaves others alone.
-
-    Reshaping and slicing sharded dims of Explicit axes would be refused.
-    """
-    sharding = jax.typeof(array).sharding
-    if sharding.mesh.empty or not is_explicit(sharding.mesh):
-        return array
-    if all(part is None for part in sharding.spec):
-        return array
-    return jax.sharding.reshard(array, PartitionSpec())
-
-
-def like(array: jax.Array, reference: jax.Array) -> jax.Array:
-    """Gives an array the sharding that the type of another one states."""
-    sharding = jax.typeof(reference).sharding
-    if sharding.mesh.empty or not is_explicit(sharding.mesh):
-        return array
-    return jax.sharding.reshard(array, sharding.spec)
+    return run
 
 
 def blocks_spec(options: Options) -> PartitionSpec:
@@ -93,8 +109,8 @@ def on_each_device(
     collective gets into their loops.
 
     Args:
-      function: of two arguments: a tree of stacks, whose leading axis is the slots,
-        and a tree of scalars. Its results are stacks.
+      function: its arguments and results are trees of stacks, whose leading axis is
+        the slots. Scalars it takes from its surroundings.
       options: with the mesh.
     """
     if options.mesh is None:
@@ -102,8 +118,8 @@ def on_each_device(
     spec = blocks_spec(options)
     return jax.shard_map(
         function,
-        mesh=options.mesh,
-        in_specs=(spec, PartitionSpec()),
+        mesh=current(options.mesh),
+        in_specs=spec,
         out_specs=spec,
         check_vma=False,
     )

@@ -99,10 +99,10 @@ def refresh_all(
         problem, spans = _collect(layout, stack, buckets, inputs, with_bases)
         exponent = common_exponent(layout, stack)
 
-        def solve_local(local: Problem, _: Any, exponent: Any = exponent) -> Solution:
+        def solve_local(local: Problem, exponent: Any = exponent) -> Solution:
             return solve(options, local, exponent)
 
-        solution = on_each_device(solve_local, options)(problem, ())
+        solution = on_each_device(solve_local, options)(problem)
         worst.add(solution, spans[-1][1])
         for (key, position), span in zip(stack.members, spans, strict=True):
             bucket, rows = layout.bucket[key], slice(*span)

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import jax
 
 from optim_jax.preconditioning.layout import Bucket
+from optim_jax.preconditioning.mesh import on_each_device
 from optim_jax.preconditioning.options import Options
 from optim_jax.preconditioning.preconditioners import Spectral
 
@@ -34,28 +35,29 @@ def over_slots(
         than once belongs to `read`: the loop would copy it.
       read: tree of stacks (S, ...) that are only read.
       bucket: the bucket they belong to.
-      options: with the mesh; blocks on several devices stay batched.
+      options: with the mesh; each device has its own slots.
     """
-    slots = bucket.padded_slots
     products = bool(bucket.modes) or isinstance(options.preconditioner, Spectral)
-    large = products and max(bucket.block_shape) >= _LOOP_MIN_DIM
-    if slots == 1 or not large or options.mesh is not None:
-        return function(written, read)
+    slots = bucket.padded_slots // options.num_devices
+    if slots == 1 or not products or max(bucket.block_shape) < _LOOP_MIN_DIM:
+        return on_each_device(function, options)(written, read)
 
     def one_by_one(written: Written, read: Any) -> Written:
         def body(slot: jax.Array, written: Written) -> Written:
             def pick(stack: jax.Array) -> jax.Array:
                 return jax.lax.dynamic_slice_in_dim(stack, slot, 1)
 
+            def put(stack: jax.Array, row: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_update_slice_in_dim(stack, row, slot, 0)
+
             new = function(jax.tree.map(pick, written), jax.tree.map(pick, read))
-            return jax.tree.map(
-                lambda stack, row: jax.lax.dynamic_update_slice_in_dim(
-                    stack, row, slot, 0
-                ),
-                written,
-                new,
-            )
+            return jax.tree.map(put, written, new)
 
         return jax.lax.fori_loop(0, slots, body, written)
 
-    return jax.lax.platform_dependent(written, read, cpu=one_by_one, default=function)
+    def local(written: Written, read: Any) -> Written:
+        return jax.lax.platform_dependent(
+            written, read, cpu=one_by_one, default=function
+        )
+
+    return on_each_device(local, options)(written, read)

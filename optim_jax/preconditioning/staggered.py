@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optim_jax.preconditioning.block_method import BlockMethod
 from optim_jax.preconditioning.factor_solver import (
@@ -19,7 +20,7 @@ from optim_jax.preconditioning.factor_solver import (
 )
 from optim_jax.preconditioning.factors import pad_bases, pad_factors
 from optim_jax.preconditioning.layout import Layout, RefreshStack
-from optim_jax.preconditioning.mesh import on_each_device
+from optim_jax.preconditioning.mesh import on_each_device, place_blocks
 from optim_jax.preconditioning.refresh import (
     Buckets,
     RefreshInputs,
@@ -43,6 +44,42 @@ class _Facts(NamedTuple):
     off_diagonal: jax.Array
 
 
+def turn_tables(layout: Layout) -> list[np.ndarray]:
+    """Which local matrices of each refresh stack have their turn in which step.
+
+    Matrices take turns in an order that no mesh changes. Neighbours in a stack are
+    neighbours in this order, so the steps of a period have nearly equal work.
+
+    Returns:
+      Per stack an int32 array (devices, F, n): positions in the concatenation of the
+      members' local slots, filled up with a position past the end.
+    """
+    options = layout.options
+    period, devices = options.staggered_period, options.num_devices
+    assert period is not None
+    tables, running = [], 0
+    for stack in layout.stacks:
+        turns: list[list[list[int]]] = [
+            [[] for _ in range(period)] for _ in range(devices)
+        ]
+        first = 0
+        for key, _ in stack.members:
+            bucket = layout.bucket[key]
+            local_slots = bucket.padded_slots // devices
+            for slot in range(bucket.slots):
+                device, local = divmod(slot, local_slots)
+                turns[device][running % period].append(first + local)
+                running += 1
+            first += local_slots
+        width = max(len(turn) for of_device in turns for turn in of_device)
+        table = np.full((devices, period, width), first, np.int32)
+        for device, of_device in enumerate(turns):
+            for phase, turn in enumerate(of_device):
+                table[device, phase, : len(turn)] = turn
+        tables.append(table)
+    return tables
+
+
 def refresh_share(
     layout: Layout,
     method: BlockMethod,
@@ -54,10 +91,10 @@ def refresh_share(
 ) -> tuple[Buckets, Health]:
     """Refreshes one share of the matrices of every device.
 
-    A period has F steps; in each, every device solves ceil(N / F) of its N matrices
-    of every refresh stack, and sends nothing. Every matrix has its turn once in a
-    period. Where a factor or a result is not finite, or a solver failed, the previous
-    result stays.
+    A period has F steps; in each, every device solves about N / F of its N matrices of
+    every refresh stack, and sends nothing. Every matrix has its turn once in a period,
+    and when does not depend on the mesh. Where a factor or a result is not finite, or a
+    solver failed, the previous result stays.
 
     Args:
       layout: made for `refresh="staggered"`.
@@ -68,12 +105,17 @@ def refresh_share(
       phase: int32, step modulo the period.
       write: scalar bool; false leaves results and counters as they are.
     """
+    options = layout.options
 
-    def local(stacked: Any, scalars: Any) -> Any:
-        return _refresh_local(layout, method, *stacked, *scalars)
+    def local(buckets: Any, failures: Any, tables: Any) -> Any:
+        turns = [table[0, phase] for table in tables]
+        return _refresh_local(layout, method, buckets, failures, turns, inputs, write)
 
-    buckets, failures, facts = on_each_device(local, layout.options)(
-        (buckets, health.failures), (inputs, phase, write)
+    tables = [
+        place_blocks(jnp.asarray(table), options) for table in turn_tables(layout)
+    ]
+    buckets, failures, facts = on_each_device(local, options)(
+        buckets, health.failures, tables
     )
     health = health._replace(
         refreshes=health.refreshes + write.astype(jnp.int32),
@@ -91,13 +133,11 @@ def _refresh_local(
     method: BlockMethod,
     buckets: Buckets,
     failures: dict[str, jax.Array],
+    turns: list[jax.Array],
     inputs: RefreshInputs,
-    phase: jax.Array,
     write: jax.Array,
 ) -> tuple[Buckets, dict[str, jax.Array], _Facts]:
     options = layout.options
-    period = options.staggered_period
-    assert period is not None
     buckets, failures = dict(buckets), dict(failures)
     facts = _Facts(
         jnp.zeros(1, jnp.int32),
@@ -105,10 +145,8 @@ def _refresh_local(
         jnp.zeros(1, jnp.int32),
         jnp.zeros(1, jnp.float32),
     )
-    for stack in layout.stacks:
+    for stack, turn in zip(layout.stacks, turns, strict=True):
         sizes = [buckets[key].factors[0].shape[0] for key, _ in stack.members]
-        share = -(-sum(sizes) // period)
-        turn = phase * share + jnp.arange(share)
         # Slot of each of these matrices in each member; out of range where it is not.
         slots, first = [], 0
         for size in sizes:

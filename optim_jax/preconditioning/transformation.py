@@ -14,7 +14,11 @@ from optim_jax.preconditioning.blocking import (
 )
 from optim_jax.preconditioning.direction import init_state, take_step
 from optim_jax.preconditioning.layout import Layout, leaf_inputs, make_layout
-from optim_jax.preconditioning.mesh import like, place_blocks
+from optim_jax.preconditioning.mesh import (
+    explicit_mesh,
+    place_blocks,
+    with_auto_axes,
+)
 from optim_jax.preconditioning.options import (
     Hyperparameters,
     Options,
@@ -64,9 +68,15 @@ def build_transformation(
             jax.tree_util.keystr(path): leaf
             for path, leaf in jax.tree.leaves_with_path(updates)
         }
-        directions, state = update_leaves(
-            layout, hyperparameters, state, given, finite_leaves
-        )
+
+        def run(state: Any, given: Any, finite_leaves: Any) -> Any:
+            return update_leaves(layout, hyperparameters, state, given, finite_leaves)
+
+        arguments = (state, given, finite_leaves)
+        mesh = explicit_mesh(arguments)
+        if mesh is not None:
+            run = with_auto_axes(run, mesh, (_specs(given), _specs(state)))
+        directions, state = run(*arguments)
         return jax.tree.map_with_path(
             lambda path, leaf: directions[jax.tree_util.keystr(path)], updates
         ), state
@@ -74,6 +84,11 @@ def build_transformation(
     transformation = ShampooTransformation(init, update)
     transformation.plan = lambda tree: Plan(layout_of(tree), hyperparameters)
     return transformation
+
+
+def _specs(tree: Any) -> Any:
+    """The shardings that the types of arrays state."""
+    return jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, tree)
 
 
 def _refuse_flattened(params: Any, options: Options) -> None:
@@ -140,8 +155,7 @@ def update_leaves(
         layout.leaves, unstack_blocks(layout, directions), strict=True
     ):
         if leaf.path in gradients:
-            gradient = gradients[leaf.path]
-            results[leaf.path] = like(array.astype(gradient.dtype), gradient)
+            results[leaf.path] = array.astype(gradients[leaf.path].dtype)
     return results, state
 
 
