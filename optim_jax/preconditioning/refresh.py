@@ -1,14 +1,14 @@
 """Refreshing all roots and eigenbases at once.
 
-Shape legend: S slots of a bucket, K its preconditioned modes, N matrices of a refresh
-stack, d size of a factor, D size that its stack pads it to.
+Shape legend: S local slots of a bucket, K its preconditioned modes, L local slots of a
+refresh stack, q matrices of it that a device solves, d size of a factor, D size that
+its stack pads it to.
 """
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from optim_jax.preconditioning.block_method import BlockMethod
 from optim_jax.preconditioning.factor_solver import (
@@ -28,6 +28,7 @@ from optim_jax.preconditioning.layout import Layout, RefreshStack
 from optim_jax.preconditioning.mesh import on_each_device, place_blocks
 from optim_jax.preconditioning.options import Options
 from optim_jax.preconditioning.preconditioners import EigenvalueCorrected
+from optim_jax.preconditioning.routing import Route, make_route
 from optim_jax.preconditioning.state import BucketState, Health
 
 Buckets = dict[str, BucketState]
@@ -43,6 +44,58 @@ class RefreshInputs(NamedTuple):
 
     correction: Any
     eps: Any
+
+
+class Facts(NamedTuple):
+    """What one device saw in a refresh, each of shape (1,).
+
+    Attributes:
+      failures: int32, failed blocks.
+      residual: float32, largest residual of a solver.
+      iterations: int32, most iterations.
+      off_diagonal: float32, largest relative off-diagonal norm left.
+    """
+
+    failures: jax.Array
+    residual: jax.Array
+    iterations: jax.Array
+    off_diagonal: jax.Array
+
+
+def no_facts() -> Facts:
+    """Facts before anything was solved."""
+    zero, none = jnp.zeros(1, jnp.float32), jnp.zeros(1, jnp.int32)
+    return Facts(none, zero, none, zero)
+
+
+def observe(facts: Facts, solution: Solution, seen: jax.Array) -> Facts:
+    """Looks at the solved matrices for which `seen` is true and that did not fail."""
+    succeeded = seen & solution.success
+
+    def largest(old: jax.Array, values: jax.Array) -> jax.Array:
+        values = jnp.where(succeeded, values, 0).astype(old.dtype)
+        return jnp.maximum(old, jnp.max(values, initial=0))
+
+    return Facts(
+        facts.failures,
+        largest(facts.residual, solution.residual),
+        largest(facts.iterations, solution.iterations),
+        largest(facts.off_diagonal, solution.off_diagonal),
+    )
+
+
+def record(
+    health: Health, refreshes: Any, failures: dict[str, jax.Array], facts: Facts
+) -> Health:
+    """Health after a refresh, from the facts of all devices (devices,)."""
+    return health._replace(
+        refreshes=health.refreshes + refreshes,
+        total_failures=health.total_failures + jnp.sum(facts.failures, dtype=jnp.int32),
+        failures=failures,
+        max_residual=jnp.max(facts.residual),
+        iterations=jnp.max(facts.iterations),
+        off_diagonal=jnp.max(facts.off_diagonal),
+    )
 
 
 def prepare(
@@ -62,129 +115,10 @@ def common_exponent(layout: Layout, stack: RefreshStack) -> Any:
     return values.pop() if len(values) == 1 else None
 
 
-def unpadded(solution: Solution, field: str, rows: Any, dim: int) -> jax.Array:
-    """One field of some matrices, without the padding of its stack."""
-    array = getattr(solution, field)[rows]
+def unpadded(solution: Solution, field: str, dim: int) -> jax.Array:
+    """One field of a solution without the padding of its stack."""
+    array = getattr(solution, field)
     return array[..., :dim] if field == "eigenvalues" else array[..., :dim, :dim]
-
-
-def refresh_all(
-    layout: Layout,
-    method: BlockMethod,
-    buckets: Buckets,
-    health: Health,
-    inputs: RefreshInputs,
-) -> tuple[Buckets, Health]:
-    """Refreshes every root or basis.
-
-    Factors move from the device of their block to the device that solves them, and
-    results move back: stacks of equal size share the work better than blocks do.
-    Where a factor or a result is not finite, or a solver failed, the previous result
-    stays.
-    """
-    options = layout.options
-    with_bases = needs_bases(options)
-    results = {
-        key: {field: list(getattr(state, field)) for field in method.results}
-        for key, state in buckets.items()
-    }
-    moments = {key: state.second_moment for key, state in buckets.items()}
-    succeeded = {
-        bucket.key: jnp.ones(bucket.slots, bool)
-        for bucket in layout.buckets
-        if bucket.modes
-    }
-    worst = _Worst()
-    for stack in layout.stacks:
-        problem, spans = _collect(layout, stack, buckets, inputs, with_bases)
-        exponent = common_exponent(layout, stack)
-
-        def solve_local(local: Problem, exponent: Any = exponent) -> Solution:
-            return solve(options, local, exponent)
-
-        solution = on_each_device(solve_local, options)(problem)
-        worst.add(solution, spans[-1][1])
-        for (key, position), span in zip(stack.members, spans, strict=True):
-            bucket, rows = layout.bucket[key], slice(*span)
-            success = solution.success[rows]
-            succeeded[key] = succeeded[key] & success
-            dim = bucket.factor_dims[position]
-            for field in method.results:
-                old = results[key][field][position]
-                new = unpadded(solution, field, rows, dim)
-                chosen = _where(success, new, old[: bucket.slots])
-                results[key][field][position] = _with_padding(chosen, old, options)
-            if permutes(options):
-                order = solution.permutation[rows][:, :dim]
-                real = moments[key][: bucket.slots]
-                sorted_moments = permute_slots(real, order, bucket.modes[position])
-                moments[key] = _with_padding(
-                    _where(success, sorted_moments, real), moments[key], options
-                )
-    buckets = {
-        key: state._replace(
-            second_moment=moments[key],
-            **{field: tuple(values) for field, values in results[key].items()},
-        )
-        for key, state in buckets.items()
-    }
-    return buckets, _count_failures(layout, health, succeeded, worst)
-
-
-def _collect(
-    layout: Layout,
-    stack: RefreshStack,
-    buckets: Buckets,
-    inputs: RefreshInputs,
-    with_bases: bool,
-) -> tuple[Problem, list[tuple[int, int]]]:
-    """The stack of a refresh and the rows of each member in it."""
-    options = layout.options
-    factors, epsilons, exponents, bases, spans = [], [], [], [], []
-    first = 0
-    for key, position in stack.members:
-        bucket, state = layout.bucket[key], buckets[key]
-        prepared, eps = prepare(
-            options, state.factors[position][: bucket.slots], inputs
-        )
-        factors.append(pad_factors(prepared, stack.dim))
-        epsilons.append(eps)
-        exponent = float(bucket.exponents[position])
-        exponents.append(np.full(bucket.slots, exponent, eps.dtype))
-        if with_bases:
-            old = state.eigenvectors[position][: bucket.slots].astype(prepared.dtype)
-            bases.append(pad_bases(old, stack.dim))
-        spans.append((first, first + bucket.slots))
-        first += bucket.slots
-    dtype = factors[0].dtype
-    empty = -first % options.num_devices
-    identities = jnp.broadcast_to(
-        jnp.eye(stack.dim, dtype=dtype), (empty, stack.dim, stack.dim)
-    )
-
-    def join(parts: list[Any], filler: Any) -> jax.Array:
-        parts = [*parts, filler] if empty else parts
-        joined = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
-        return place_blocks(jnp.asarray(joined), options)
-
-    problem = Problem(
-        join(factors, identities),
-        join(epsilons, jnp.zeros(empty, dtype)),
-        join(exponents, np.ones(empty, dtype)),
-        join(bases, identities) if with_bases else (),
-    )
-    return problem, spans
-
-
-def _where(choice: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    return jnp.where(choice.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-
-def _with_padding(rows: jax.Array, old: jax.Array, options: Options) -> jax.Array:
-    """Rows of real slots, followed by what the empty slots held."""
-    if rows.shape[0] < old.shape[0]:
-        rows = jnp.concatenate([rows, old[rows.shape[0] :]])
-    return place_blocks(rows, options)
 
 
 def permutes(options: Options) -> bool:
@@ -200,50 +134,159 @@ def permute_slots(moments: jax.Array, order: jax.Array, mode: int) -> jax.Array:
     return jnp.take_along_axis(moments, order.reshape(shape), axis=1 + mode)
 
 
-class _Worst:
-    """Largest residual, iteration count and off-diagonal norm of a refresh."""
+def refresh_all(
+    layout: Layout,
+    method: BlockMethod,
+    buckets: Buckets,
+    health: Health,
+    inputs: RefreshInputs,
+) -> tuple[Buckets, Health]:
+    """Refreshes every root or basis.
 
-    def __init__(self) -> None:
-        self.residual = jnp.zeros([], jnp.float32)
-        self.iterations = jnp.zeros([], jnp.int32)
-        self.off_diagonal = jnp.zeros([], jnp.float32)
+    Each device solves an equal share of every stack. Where a factor or a result is not
+    finite, or a solver failed, the previous result stays.
+    """
+    options = layout.options
+    routes = [make_route(layout, stack) for stack in layout.stacks]
 
-    def add(self, solution: Solution, rows: int) -> None:
-        """Looks at the first `rows` matrices; failed ones are counted elsewhere."""
+    def local(buckets: Any, failures: Any, tables: Any) -> Any:
+        rows = [jax.tree.map(lambda table: table[0], table) for table in tables]
+        return _refresh_local(layout, method, buckets, failures, routes, rows, inputs)
 
-        def largest(values: jax.Array, dtype: Any) -> jax.Array:
-            values = jnp.where(solution.success, values, 0)[:rows]
-            return jnp.max(values, initial=0).astype(dtype)
-
-        self.residual = jnp.maximum(
-            self.residual, largest(solution.residual, jnp.float32)
-        )
-        self.iterations = jnp.maximum(
-            self.iterations, largest(solution.iterations, jnp.int32)
-        )
-        self.off_diagonal = jnp.maximum(
-            self.off_diagonal, largest(solution.off_diagonal, jnp.float32)
-        )
-
-
-def _count_failures(
-    layout: Layout, health: Health, succeeded: dict[str, jax.Array], worst: _Worst
-) -> Health:
-    """A block fails when any of its factors does; success of all resets its count."""
-    failures, total = dict(health.failures), health.total_failures
-    for key, success in succeeded.items():
-        old = failures[key]
-        empty = old.shape[0] - success.shape[0]
-        success = jnp.concatenate([success, jnp.ones(empty, bool)])
-        total = total + jnp.sum(~success, dtype=jnp.int32)
-        counts = jnp.where(success[:, None], 0, jnp.max(old, axis=1)[:, None] + 1)
-        counts = jnp.broadcast_to(counts, old.shape)
-        failures[key] = place_blocks(counts, layout.options)
-    return health._replace(
-        refreshes=health.refreshes + 1,
-        total_failures=total,
-        failures=failures,
-        max_residual=worst.residual,
-        iterations=worst.iterations,
-        off_diagonal=worst.off_diagonal,
+    tables = [
+        {
+            name: place_blocks(jnp.asarray(getattr(route, name)), options)
+            for name in ("outgoing", "solved", "returned", "home", "real")
+        }
+        for route in routes
+    ]
+    buckets, failures, facts = on_each_device(local, options)(
+        buckets, health.failures, tables
     )
+    return buckets, record(health, 1, failures, facts)
+
+
+def _refresh_local(
+    layout: Layout,
+    method: BlockMethod,
+    buckets: Buckets,
+    failures: dict[str, jax.Array],
+    routes: list[Route],
+    tables: list[dict[str, jax.Array]],
+    inputs: RefreshInputs,
+) -> tuple[Buckets, dict[str, jax.Array], Facts]:
+    options = layout.options
+    after, facts = dict(buckets), no_facts()
+    failed: dict[str, jax.Array] = {}
+    for stack, route, table in zip(layout.stacks, routes, tables, strict=True):
+        problem = _collect(layout, stack, buckets, inputs)
+        problem = _send(problem, route, table, options)
+        solution = solve(options, problem, common_exponent(layout, stack))
+        solution = _send_back(solution, route, table, options)
+        facts = observe(facts, solution, table["real"])
+        first = 0
+        for key, position in stack.members:
+            rows = slice(first, first + buckets[key].factors[position].shape[0])
+            first = rows.stop
+            mine = jax.tree.map(lambda x, rows=rows: x[rows], solution)
+            real = table["real"][rows]
+            after[key] = _store(layout, method, after[key], key, position, mine, real)
+            failed[key] = failed.get(key, False) | (real & ~mine.success)
+    counts = dict(failures)
+    for key, flags in failed.items():
+        # A block fails when any of its factors does; success of all resets its count.
+        consecutive = jnp.max(counts[key], axis=1, keepdims=True) + 1
+        consecutive = jnp.where(flags[:, None], consecutive, 0)
+        counts[key] = jnp.broadcast_to(consecutive, counts[key].shape)
+        total = facts.failures + jnp.sum(flags, dtype=jnp.int32)
+        facts = facts._replace(failures=total)
+    return after, counts, facts
+
+
+def _collect(
+    layout: Layout, stack: RefreshStack, buckets: Buckets, inputs: RefreshInputs
+) -> Problem:
+    """All local slots of a stack, empty ones included."""
+    options, parts = layout.options, []
+    for key, position in stack.members:
+        bucket, state = layout.bucket[key], buckets[key]
+        prepared, eps = prepare(options, state.factors[position], inputs)
+        bases = ()
+        if needs_bases(options):
+            old = state.eigenvectors[position].astype(prepared.dtype)
+            bases = pad_bases(old, stack.dim)
+        exponents = jnp.full_like(eps, float(bucket.exponents[position]))
+        parts.append(Problem(pad_factors(prepared, stack.dim), eps, exponents, bases))
+    return jax.tree.map(lambda *leaves: _join(leaves), *parts)
+
+
+def _join(leaves: Any) -> jax.Array:
+    return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
+
+
+def _send(
+    problem: Problem, route: Route, table: dict[str, jax.Array], options: Options
+) -> Problem:
+    """From the local slots (L, ...) to what this device solves (q, ...)."""
+    if route.is_identity:
+        return problem
+
+    def move(stack: jax.Array) -> jax.Array:
+        filler = jnp.ones_like(stack[:1])
+        if stack.ndim == 3:
+            filler = jnp.eye(stack.shape[-1], dtype=stack.dtype)[None]
+        parts = [stack, filler]
+        if route.lanes:
+            sent = _join([stack, filler])[table["outgoing"]]
+            parts = [stack, _exchange(sent, options), filler]
+        return _join(parts)[table["solved"]]
+
+    return jax.tree.map(move, problem)
+
+
+def _send_back(
+    solution: Solution, route: Route, table: dict[str, jax.Array], options: Options
+) -> Solution:
+    """From what this device solved (q, ...) to its local slots (L, ...)."""
+    if route.is_identity:
+        return solution
+
+    def move(stack: jax.Array) -> jax.Array:
+        parts = [stack]
+        if route.lanes:
+            parts.append(_exchange(stack[table["returned"]], options))
+        return _join(parts)[table["home"]]
+
+    return jax.tree.map(move, solution)
+
+
+def _exchange(lanes: jax.Array, options: Options) -> jax.Array:
+    """Swaps lanes (devices * m, ...) between all devices."""
+    return jax.lax.all_to_all(lanes, options.axis, 0, 0, tiled=True)
+
+
+def _store(
+    layout: Layout,
+    method: BlockMethod,
+    state: BucketState,
+    key: str,
+    position: int,
+    solution: Solution,
+    real: jax.Array,
+) -> BucketState:
+    """Takes over what was solved for the real slots of one member."""
+    bucket = layout.bucket[key]
+    dim, chosen = bucket.factor_dims[position], real & solution.success
+
+    def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(chosen.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    for field in method.results:
+        arrays = list(getattr(state, field))
+        arrays[position] = choose(unpadded(solution, field, dim), arrays[position])
+        state = state._replace(**{field: tuple(arrays)})
+    if permutes(layout.options):
+        order = solution.permutation[:, :dim]
+        moment = permute_slots(state.second_moment, order, bucket.modes[position])
+        state = state._replace(second_moment=choose(moment, state.second_moment))
+    return state

@@ -5,7 +5,7 @@ a refresh stack, n matrices of it that one step solves, d size of a factor, D si
 the stack pads it to.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,25 +23,20 @@ from optim_jax.preconditioning.layout import Layout, RefreshStack
 from optim_jax.preconditioning.mesh import on_each_device, place_blocks
 from optim_jax.preconditioning.refresh import (
     Buckets,
+    Facts,
     RefreshInputs,
     common_exponent,
+    no_facts,
+    observe,
     permute_slots,
     permutes,
     prepare,
+    record,
     unpadded,
 )
 from optim_jax.preconditioning.state import Health
 
 _NOWHERE = 2**30  # out of the range of every slot: a write there is dropped
-
-
-class _Facts(NamedTuple):
-    """What one device saw in one step, each of shape (1,)."""
-
-    failures: jax.Array
-    residual: jax.Array
-    iterations: jax.Array
-    off_diagonal: jax.Array
 
 
 def turn_tables(layout: Layout) -> list[np.ndarray]:
@@ -117,15 +112,7 @@ def refresh_share(
     buckets, failures, facts = on_each_device(local, options)(
         buckets, health.failures, tables
     )
-    health = health._replace(
-        refreshes=health.refreshes + write.astype(jnp.int32),
-        total_failures=health.total_failures + jnp.sum(facts.failures),
-        failures=failures,
-        max_residual=jnp.max(facts.residual),
-        iterations=jnp.max(facts.iterations),
-        off_diagonal=jnp.max(facts.off_diagonal),
-    )
-    return buckets, health
+    return buckets, record(health, write.astype(jnp.int32), failures, facts)
 
 
 def _refresh_local(
@@ -136,15 +123,10 @@ def _refresh_local(
     turns: list[jax.Array],
     inputs: RefreshInputs,
     write: jax.Array,
-) -> tuple[Buckets, dict[str, jax.Array], _Facts]:
+) -> tuple[Buckets, dict[str, jax.Array], Facts]:
     options = layout.options
     buckets, failures = dict(buckets), dict(failures)
-    facts = _Facts(
-        jnp.zeros(1, jnp.int32),
-        jnp.zeros(1, jnp.float32),
-        jnp.zeros(1, jnp.int32),
-        jnp.zeros(1, jnp.float32),
-    )
+    facts = no_facts()
     for stack, turn in zip(layout.stacks, turns, strict=True):
         sizes = [buckets[key].factors[0].shape[0] for key, _ in stack.members]
         # Slot of each of these matrices in each member; out of range where it is not.
@@ -165,7 +147,9 @@ def _refresh_local(
             after = jnp.where(solution.success, 0, counts.at[slot].get(mode="clip") + 1)
             seen = jnp.where(live, slot, _NOWHERE)
             failures[key] = failures[key].at[seen, position].set(after, mode="drop")
-        facts = _observe(facts, solution, live)
+        facts = observe(facts, solution, live)
+        failed = jnp.sum(live & ~solution.success, dtype=jnp.int32)
+        facts = facts._replace(failures=facts.failures + failed)
     return buckets, failures, facts
 
 
@@ -219,7 +203,7 @@ def _store(
     dim = bucket.factor_dims[position]
     for field in method.results:
         arrays = list(getattr(state, field))
-        new = unpadded(solution, field, slice(None), dim)
+        new = unpadded(solution, field, dim)
         arrays[position] = arrays[position].at[slot].set(new, mode="drop")
         state = state._replace(**{field: tuple(arrays)})
     if permutes(layout.options):
@@ -230,18 +214,3 @@ def _store(
         moment = state.second_moment.at[slot].set(moment, mode="drop")
         state = state._replace(second_moment=moment)
     return state
-
-
-def _observe(facts: _Facts, solution: Solution, live: jax.Array) -> _Facts:
-    succeeded = live & solution.success
-
-    def largest(old: jax.Array, values: jax.Array) -> jax.Array:
-        values = jnp.where(succeeded, values, 0).astype(old.dtype)
-        return jnp.maximum(old, jnp.max(values, initial=0))
-
-    return _Facts(
-        facts.failures + jnp.sum(live & ~solution.success, dtype=jnp.int32),
-        largest(facts.residual, solution.residual),
-        largest(facts.iterations, solution.iterations),
-        largest(facts.off_diagonal, solution.off_diagonal),
-    )
