@@ -13,7 +13,7 @@ from optim_jax.linalg.qr_iteration import (
     qr_eigendecomposition,
     qr_eigendecomposition_with_order,
 )
-from optim_jax.linalg.solver_info import SolverInfo
+from optim_jax.linalg.solver_info import SolverInfo, frobenius_norm
 
 __all__ = [
     "MUON_COEFFICIENTS",
@@ -22,6 +22,7 @@ __all__ = [
     "coupled_newton_inverse_root",
     "eigendecomposition",
     "eigh_inverse_root",
+    "frobenius_norm",
     "inverse_root_eigenvalues",
     "matrix_inverse_root",
     "off_diagonal_ratio",

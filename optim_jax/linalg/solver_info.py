@@ -59,8 +59,11 @@ def all_finite(a: jax.Array, ndim: int = 2) -> jax.Array:
 
 
 def frobenius_norm(a: jax.Array) -> jax.Array:
-    """Frobenius norm of each matrix."""
-    return jnp.sqrt(jnp.sum(jnp.square(a), axis=(-2, -1)))
+    """Frobenius norm of each matrix; its square may be out of the range of floats."""
+    scale = max_abs(a)
+    scale = jnp.where(scale > 0.0, scale, 1.0)
+    scaled = a / scale[..., None, None]
+    return scale * jnp.sqrt(jnp.sum(jnp.square(scaled), axis=(-2, -1)))
 
 
 def max_abs(a: jax.Array) -> jax.Array:

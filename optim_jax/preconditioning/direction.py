@@ -24,7 +24,12 @@ from optim_jax.preconditioning.moments import (
 )
 from optim_jax.preconditioning.options import Hyperparameters, Options
 from optim_jax.preconditioning.preconditioners import Diagonal, Sign, Spectral
-from optim_jax.preconditioning.refresh import Buckets, RefreshInputs, refresh_all
+from optim_jax.preconditioning.refresh import (
+    Buckets,
+    RefreshInputs,
+    refresh_all,
+    saturating_add,
+)
 from optim_jax.preconditioning.slots import over_slots
 from optim_jax.preconditioning.staggered import refresh_share
 from optim_jax.preconditioning.state import BucketState, Health, ShampooState
@@ -153,7 +158,7 @@ def take_step(
       `health.skipped` is left to the caller.
     """
     options, method = layout.options, block_method(layout.options)
-    count = jnp.minimum(state.count, jnp.iinfo(jnp.int32).max - 1) + 1
+    count = saturating_add(state.count, 1)
     step = make_step(options, hyperparameters, count, state.health.refreshes)
     chosen = active or dict.fromkeys(blocks)
     buckets, graft, mu, directions = {}, {}, {}, {}

@@ -9,11 +9,6 @@ import jax
 import jax.numpy as jnp
 
 
-def factor_norms(factors: jax.Array) -> jax.Array:
-    """Frobenius norm of each matrix, (S,)."""
-    return jnp.sqrt(jnp.sum(jnp.square(factors), axis=(-2, -1)))
-
-
 def corrected_factors(
     factors: jax.Array, correction: Any, trace_scaling_exponent: float | None, eps: Any
 ) -> jax.Array:

@@ -3,12 +3,16 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from optim_jax.preconditioning.blocking import stack_blocks, unstack_blocks
 from optim_jax.preconditioning.direction import graft_norm
-from optim_jax.preconditioning.transformation import ShampooTransformation
+from optim_jax.preconditioning.mesh import (
+    explicit_mesh,
+    type_specs,
+    with_auto_axes,
+)
+from optim_jax.preconditioning.transformation import BlockGradientTransformation
 from optim_jax.validation import check_choice, check_value
 
 
@@ -45,7 +49,9 @@ def graft(
     """
     check_choice("granularity", granularity, ("block", "leaf"))
     check_value("eps", eps, "> 0", lambda v: v > 0.0)
-    if granularity == "block" and not isinstance(direction, ShampooTransformation):
+    if granularity == "block" and not isinstance(
+        direction, BlockGradientTransformation
+    ):
         raise ValueError(
             "granularity='block' needs a direction made by scale_by_shampoo or "
             "scale_by_soap, which cut leaves into blocks; use granularity='leaf'"
@@ -66,7 +72,7 @@ def graft(
                 lambda x, y: graft_norm(x[None], y[None], eps)[0].astype(x.dtype), d, m
             )
         else:
-            assert isinstance(direction, ShampooTransformation)
+            assert isinstance(direction, BlockGradientTransformation)
             grafted = _graft_blocks(direction, d, m, eps)
         return grafted, GraftState(d_state, m_state)
 
@@ -74,13 +80,22 @@ def graft(
 
 
 def _graft_blocks(
-    transformation: ShampooTransformation, direction: Any, magnitude: Any, eps: float
+    transformation: BlockGradientTransformation,
+    direction: Any,
+    magnitude: Any,
+    eps: float,
 ) -> Any:
     layout = transformation.plan(direction).layout
     leaves, structure = jax.tree.flatten(direction)
-    first = stack_blocks(layout, leaves)
-    second = stack_blocks(layout, jax.tree.leaves(magnitude))
-    stacks = {key: graft_norm(first[key], second[key], eps) for key in first}
-    arrays = unstack_blocks(layout, stacks)
-    cast = [jnp.asarray(a, leaf.dtype) for a, leaf in zip(arrays, leaves, strict=True)]
-    return jax.tree.unflatten(structure, cast)
+
+    def run(first: Any, second: Any) -> Any:
+        first, second = stack_blocks(layout, first), stack_blocks(layout, second)
+        stacks = {key: graft_norm(first[key], second[key], eps) for key in first}
+        arrays = unstack_blocks(layout, stacks)
+        pairs = zip(arrays, leaves, strict=True)
+        return [array.astype(leaf.dtype) for array, leaf in pairs]
+
+    mesh = explicit_mesh(leaves)
+    if mesh is not None:
+        run = with_auto_axes(run, mesh, type_specs(leaves))
+    return jax.tree.unflatten(structure, run(leaves, jax.tree.leaves(magnitude)))

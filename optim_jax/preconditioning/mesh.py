@@ -34,6 +34,11 @@ def explicit_mesh(tree: Any) -> Any:
     return None
 
 
+def type_specs(tree: Any) -> Any:
+    """The shardings that the types of arrays state."""
+    return jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, tree)
+
+
 def with_auto_axes(
     function: Callable[..., Any], mesh: Any, out_specs: Any
 ) -> Callable[..., Any]:

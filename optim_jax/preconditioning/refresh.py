@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from optim_jax.linalg import frobenius_norm
 from optim_jax.preconditioning.block_method import BlockMethod
 from optim_jax.preconditioning.factor_solver import (
     Problem,
@@ -19,7 +20,6 @@ from optim_jax.preconditioning.factor_solver import (
 )
 from optim_jax.preconditioning.factors import (
     corrected_factors,
-    factor_norms,
     pad_bases,
     pad_factors,
     perturbations,
@@ -84,13 +84,20 @@ def observe(facts: Facts, solution: Solution, seen: jax.Array) -> Facts:
     )
 
 
+def saturating_add(count: jax.Array, more: Any) -> jax.Array:
+    """Adds to an int32 counter that stays at its largest value."""
+    return count + jnp.minimum(more, jnp.iinfo(jnp.int32).max - count)
+
+
 def record(
     health: Health, refreshes: Any, failures: dict[str, jax.Array], facts: Facts
 ) -> Health:
     """Health after a refresh, from the facts of all devices (devices,)."""
     return health._replace(
-        refreshes=health.refreshes + refreshes,
-        total_failures=health.total_failures + jnp.sum(facts.failures, dtype=jnp.int32),
+        refreshes=saturating_add(health.refreshes, refreshes),
+        total_failures=saturating_add(
+            health.total_failures, jnp.sum(facts.failures, dtype=jnp.int32)
+        ),
         failures=failures,
         max_residual=jnp.max(facts.residual),
         iterations=jnp.max(facts.iterations),
@@ -105,7 +112,7 @@ def prepare(
     factors = factors.astype(jnp.promote_types(factors.dtype, jnp.float32))
     exponent = getattr(options.preconditioner, "trace_scaling_exponent", None)
     factors = corrected_factors(factors, inputs.correction, exponent, inputs.eps)
-    eps = perturbations(factor_norms(factors), inputs.eps, options.relative_epsilon)
+    eps = perturbations(frobenius_norm(factors), inputs.eps, options.relative_epsilon)
     return factors, eps
 
 
@@ -195,7 +202,7 @@ def _refresh_local(
     counts = dict(failures)
     for key, flags in failed.items():
         # A block fails when any of its factors does; success of all resets its count.
-        consecutive = jnp.max(counts[key], axis=1, keepdims=True) + 1
+        consecutive = saturating_add(jnp.max(counts[key], axis=1, keepdims=True), 1)
         consecutive = jnp.where(flags[:, None], consecutive, 0)
         counts[key] = jnp.broadcast_to(consecutive, counts[key].shape)
         total = facts.failures + jnp.sum(flags, dtype=jnp.int32)

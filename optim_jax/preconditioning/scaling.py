@@ -12,7 +12,7 @@ from optim_jax.preconditioning.preconditioners import (
     RootInverse,
 )
 from optim_jax.preconditioning.transformation import (
-    ShampooTransformation,
+    BlockGradientTransformation,
     build_transformation,
 )
 
@@ -44,7 +44,7 @@ def scale_by_shampoo(
     mu_dtype: Any = None,
     precision: str = "highest",
     skip_nonfinite: bool = True,
-) -> ShampooTransformation:
+) -> BlockGradientTransformation:
     """Shampoo's direction alone: no learning rate, decay or momentum.
 
     The statistics need raw gradients and the direction filtered ones, so the first
@@ -52,9 +52,9 @@ def scale_by_shampoo(
     are those of `shampoo`; only `grafting` has another default.
 
     Returns:
-      A `ShampooTransformation`, an `optax.GradientTransformationExtraArgs` with the
-      state `ShampooState` and a function `plan` from params to a `Plan`. The updates
-      point uphill; `optax.scale_by_learning_rate` turns them.
+      A `BlockGradientTransformation`: an `optax.GradientTransformationExtraArgs` with
+      the state `ShampooState`, and a function `plan` from params to a `Plan`. The
+      updates point uphill; `optax.scale_by_learning_rate` turns them.
 
     Raises:
       ValueError: an argument is out of range, or does not go with another.
@@ -119,7 +119,7 @@ def scale_by_soap(
     mu_dtype: Any = None,
     precision: str = "highest",
     skip_nonfinite: bool = True,
-) -> ShampooTransformation:
+) -> BlockGradientTransformation:
     """SOAP's direction alone: `scale_by_shampoo` with the defaults of `soap`."""
     return scale_by_shampoo(
         b1=b1,

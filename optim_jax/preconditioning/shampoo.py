@@ -51,12 +51,8 @@ SHAMPOO_STATIC_ARGS = (
 # The published rule takes roots of order 2 on both sides of a matrix.
 KL_SHAMPOO = KLRootInverse(inverse_exponent_override={2: 0.5})
 
-# What the authors' code starts from, where ours differs: our default -> theirs.
-_REFERENCE_DEFAULTS = {
-    "b2": (0.999, 1.0),
-    "grafting": ("adam", None),
-    "relative_epsilon": (1e-6, 0.0),
-}
+# What the authors' code starts from, where ours differs.
+_REFERENCE_DEFAULTS = {"b2": 1.0, "grafting": None, "relative_epsilon": 0.0}
 
 
 def shampoo(
@@ -190,9 +186,11 @@ def shampoo(
       Shi et al., 2023, https://arxiv.org/abs/2309.06497;
       Gupta, Koren, Singer, 2018, https://arxiv.org/abs/1802.09568.
     """
-    chosen = {"b2": b2, "grafting": grafting, "relative_epsilon": relative_epsilon}
     if exact_reference_defaults:
-        chosen = _reference_defaults(chosen)
+        given = {"b2": b2, "grafting": grafting, "relative_epsilon": relative_epsilon}
+        b2, grafting, relative_epsilon = _reference_defaults(
+            given, b2=0.999, grafting="adam"
+        )
     check_value(
         "learning_rate", learning_rate, "finite", lambda v: abs(v) < float("inf")
     )
@@ -203,8 +201,11 @@ def shampoo(
         raise ValueError(f"momentum must be None or a Momentum, got {momentum!r}")
     direction = scale_by_shampoo(
         b1=b1,
+        b2=b2,
         b3=b3,
         eps=eps,
+        relative_epsilon=relative_epsilon,
+        grafting=grafting,
         max_preconditioner_dim=max_preconditioner_dim,
         target_dimensionality=target_dimensionality,
         matrix_axes=matrix_axes,
@@ -224,7 +225,6 @@ def shampoo(
         mu_dtype=mu_dtype,
         precision=precision,
         skip_nonfinite=False,  # decided for the whole chain
-        **chosen,
     )
     decays = callable(weight_decay) or not (
         isinstance(weight_decay, (int, float)) and weight_decay == 0.0
@@ -275,6 +275,7 @@ def soap(
     mu_dtype: Any = None,
     precision: str = "highest",
     skip_nonfinite: bool = True,
+    exact_reference_defaults: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""SOAP: Adam in the eigenbasis of Shampoo's factors.
 
@@ -297,6 +298,11 @@ def soap(
     References:
       Vyas et al., 2024, https://arxiv.org/abs/2409.11321.
     """
+    if exact_reference_defaults:
+        given = {"b2": b2, "grafting": grafting, "relative_epsilon": relative_epsilon}
+        b2, grafting, relative_epsilon = _reference_defaults(
+            given, b2=0.95, grafting=None
+        )
     return shampoo(
         learning_rate,
         b1=b1,
@@ -329,6 +335,7 @@ def soap(
         mu_dtype=mu_dtype,
         precision=precision,
         skip_nonfinite=skip_nonfinite,
+        exact_reference_defaults=exact_reference_defaults,
     )
 
 
@@ -365,6 +372,7 @@ def kl_shampoo(
     mu_dtype: Any = None,
     precision: str = "highest",
     skip_nonfinite: bool = True,
+    exact_reference_defaults: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""KL-Shampoo: factors that fit the covariance in Kullback-Leibler divergence.
 
@@ -387,6 +395,11 @@ def kl_shampoo(
     References:
       Lin et al., 2025, https://arxiv.org/abs/2509.03378.
     """
+    if exact_reference_defaults:
+        given = {"b2": b2, "grafting": grafting, "relative_epsilon": relative_epsilon}
+        b2, grafting, relative_epsilon = _reference_defaults(
+            given, b2=0.999, grafting=None
+        )
     return shampoo(
         learning_rate,
         b1=b1,
@@ -419,15 +432,29 @@ def kl_shampoo(
         mu_dtype=mu_dtype,
         precision=precision,
         skip_nonfinite=skip_nonfinite,
+        exact_reference_defaults=exact_reference_defaults,
     )
 
 
-def _reference_defaults(chosen: dict[str, Any]) -> dict[str, Any]:
-    for name, (ours, theirs) in _REFERENCE_DEFAULTS.items():
-        value = chosen[name]
-        if value is not ours and value != ours and value != theirs:
+def _reference_defaults(
+    given: dict[str, Any], *, b2: float, grafting: str | None
+) -> tuple[float, None, float]:
+    """The defaults of the authors' code, unless one was given another value.
+
+    Args:
+      given: what the caller passed, or our defaults.
+      b2: our default.
+      grafting: our default.
+
+    Raises:
+      ValueError: a value is neither our default nor theirs.
+    """
+    ours = {"b2": b2, "grafting": grafting, "relative_epsilon": 1e-6}
+    for name, theirs in _REFERENCE_DEFAULTS.items():
+        value = given[name]
+        if value is not ours[name] and value != ours[name] and value != theirs:
             raise ValueError(
                 f"exact_reference_defaults=True sets {name}={theirs!r}, but "
                 f"{name}={value!r} was given as well"
             )
-    return {name: theirs for name, (_, theirs) in _REFERENCE_DEFAULTS.items()}
+    return 1.0, None, 0.0

@@ -32,6 +32,7 @@ from optim_jax.preconditioning.refresh import (
     permutes,
     prepare,
     record,
+    saturating_add,
     unpadded,
 )
 from optim_jax.preconditioning.state import Health
@@ -143,8 +144,8 @@ def _refresh_local(
             buckets[key] = _store(
                 layout, method, buckets[key], key, position, solution, written
             )
-            counts = failures[key][:, position]
-            after = jnp.where(solution.success, 0, counts.at[slot].get(mode="clip") + 1)
+            counts = failures[key][:, position].at[slot].get(mode="clip")
+            after = jnp.where(solution.success, 0, saturating_add(counts, 1))
             seen = jnp.where(live, slot, _NOWHERE)
             failures[key] = failures[key].at[seen, position].set(after, mode="drop")
         facts = observe(facts, solution, live)

@@ -17,6 +17,7 @@ from optim_jax.preconditioning.layout import Layout, leaf_inputs, make_layout
 from optim_jax.preconditioning.mesh import (
     explicit_mesh,
     place_blocks,
+    type_specs,
     with_auto_axes,
 )
 from optim_jax.preconditioning.options import (
@@ -25,10 +26,11 @@ from optim_jax.preconditioning.options import (
     warn_of_ungrafted_start,
 )
 from optim_jax.preconditioning.plan import Plan
+from optim_jax.preconditioning.refresh import saturating_add
 from optim_jax.preconditioning.state import ShampooState
 
 
-class ShampooTransformation(optax.GradientTransformationExtraArgs):
+class BlockGradientTransformation(optax.GradientTransformationExtraArgs):
     """An Optax transformation that can also say how it cuts a tree."""
 
     plan: Any  # params or shapes -> Plan
@@ -39,7 +41,7 @@ def build_transformation(
     hyperparameters: Hyperparameters,
     matrix_axes: Any,
     param_specs: Any,
-) -> ShampooTransformation:
+) -> BlockGradientTransformation:
     """Makes the transformation from checked options."""
     warning = warn_of_ungrafted_start(options, hyperparameters)
     if warning:
@@ -75,20 +77,15 @@ def build_transformation(
         arguments = (state, given, finite_leaves)
         mesh = explicit_mesh(arguments)
         if mesh is not None:
-            run = with_auto_axes(run, mesh, (_specs(given), _specs(state)))
+            run = with_auto_axes(run, mesh, (type_specs(given), type_specs(state)))
         directions, state = run(*arguments)
         return jax.tree.map_with_path(
             lambda path, leaf: directions[jax.tree_util.keystr(path)], updates
         ), state
 
-    transformation = ShampooTransformation(init, update)
+    transformation = BlockGradientTransformation(init, update)
     transformation.plan = lambda tree: Plan(layout_of(tree), hyperparameters)
     return transformation
-
-
-def _specs(tree: Any) -> Any:
-    """The shardings that the types of arrays state."""
-    return jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, tree)
 
 
 def _refuse_flattened(params: Any, options: Options) -> None:
@@ -146,7 +143,7 @@ def update_leaves(
     directions, state = take_step(layout, hyperparameters, state, blocks, active)
     if finite_leaves is not None:
         any_skipped = ~jnp.all(jnp.stack(list(finite_leaves.values())))
-        skipped = state.health.skipped + any_skipped.astype(jnp.int32)
+        skipped = saturating_add(state.health.skipped, any_skipped.astype(jnp.int32))
         state = state._replace(health=state.health._replace(skipped=skipped))
     if options.comm_dtype is not None:
         directions = {k: d.astype(options.comm_dtype) for k, d in directions.items()}

@@ -35,13 +35,13 @@ OPTIM_JAX_RANKS = {
     "typing": 0,
     "linalg": 1,
     "trees": 2,
-    "prox": 3,
+    "prox": 4,
     "validation": 3,
-    "weight_decay": 3,
-    "estimators": 5,
-    "__init__": 5,
+    "weight_decay": 4,
+    "estimators": 6,
+    "__init__": 6,
 }
-METHOD_RANK = 4
+METHOD_RANK = 5
 EXPERIMENTS_RANKS = {
     "__init__": 0,
     "config": 0,

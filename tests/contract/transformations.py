@@ -7,6 +7,7 @@ the peer is mended.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -75,6 +76,52 @@ def adamw_then_averaging(learning_rate, weight_decay, mu_x, mu_y):
     return optax.chain(
         optax.adamw(learning_rate, weight_decay=weight_decay),
         optim_jax.scale_by_primal_averaging(mu_x, mu_y),
+    )
+
+
+# The damping keeps the rounding of singular factors from being amplified.
+_SMALL = {
+    "max_preconditioner_dim": 4,
+    "target_dimensionality": 2,
+    "relative_epsilon": 1e-2,
+}
+
+
+# The factor of a vector is singular at first, and its eigenbasis arbitrary.
+_FULL_RANK = {"precondition_1d": False, "eps": 1e-4}
+_GRAFTED = {
+    "direction": optim_jax.scale_by_shampoo(**_SMALL),
+    "magnitude": optax.scale_by_adam(),
+}
+
+
+def shampoo_row(name, factory=optim_jax.shampoo, public=(), static=(), **options):
+    """A row of the Shampoo family: blocks in stacks, products across entries."""
+    return Row(
+        name,
+        factory,
+        lambda rate: {"learning_rate": rate, "weight_decay": 0.1, **_SMALL, **options},
+        public=public,
+        static_args=(*optim_jax.SHAMPOO_STATIC_ARGS, *static),
+        elementwise=False,
+        rtol=1e-4,
+    )
+
+
+def direction_row(name, factory, **options):
+    """A row of `scale_by_shampoo` or `scale_by_soap`."""
+    return Row(
+        name,
+        factory,
+        lambda rate: {**_SMALL, **options},
+        static_args=tuple(
+            name
+            for name in optim_jax.SHAMPOO_STATIC_ARGS
+            if name in inspect.signature(factory).parameters
+        ),
+        needs_params=False,
+        elementwise=False,
+        rtol=1e-4,
     )
 
 
@@ -164,6 +211,76 @@ OURS = (
         lambda rate: {"inner": optax.adamw(rate), "inner_steps": 2},
         init_needs_values=True,
         buffers=4,
+    ),
+    shampoo_row(
+        "shampoo",
+        public=("RootInverse", "Eigh", "ShampooState", "SHAMPOO_STATIC_ARGS"),
+    ),
+    shampoo_row("soap", optim_jax.soap, precondition_frequency=2, **_FULL_RANK),
+    shampoo_row("kl_shampoo", optim_jax.kl_shampoo, public=("KLRootInverse",)),
+    shampoo_row(
+        "shampoo(CoupledNewton)",
+        public=("CoupledNewton", "Momentum"),
+        preconditioner=optim_jax.RootInverse(method=optim_jax.CoupledNewton()),
+        momentum=optim_jax.Momentum(0.9),
+        weight_decay_type="l2",
+    ),
+    shampoo_row(
+        "shampoo(CoupledHigherOrder)",
+        public=("CoupledHigherOrder",),
+        preconditioner=optim_jax.RootInverse(
+            method=optim_jax.CoupledHigherOrder(rel_eps=1e-2, abs_eps=1e-6)
+        ),
+    ),
+    shampoo_row(
+        "soap(QR)",
+        optim_jax.soap,
+        public=("EigenvalueCorrected", "QR"),
+        preconditioner=optim_jax.EigenvalueCorrected(method=optim_jax.QR()),
+        precondition_frequency=2,
+        **_FULL_RANK,
+    ),
+    shampoo_row(
+        "shampoo(Eigendecomposed, staggered)",
+        public=("Eigendecomposed",),
+        preconditioner=optim_jax.Eigendecomposed(),
+        precondition_1d=False,
+        precondition_frequency=2,
+        refresh="staggered",
+        static=("precondition_frequency",),
+    ),
+    shampoo_row(
+        "shampoo(KLEigendecomposed, external)",
+        public=("KLEigendecomposed",),
+        preconditioner=optim_jax.KLEigendecomposed(),
+        refresh="external",
+    ),
+    shampoo_row(
+        "shampoo(Sign)",
+        public=("Sign",),
+        preconditioner=optim_jax.Sign(),
+        grafting=None,
+    ),
+    shampoo_row(
+        "shampoo(Diagonal)",
+        public=("Diagonal", "Graft"),
+        preconditioner=optim_jax.Diagonal("adam"),
+        grafting=optim_jax.Graft("rmsprop"),
+    ),
+    direction_row(
+        "scale_by_shampoo", optim_jax.scale_by_shampoo, grafting="adam", b3=0.8
+    ),
+    direction_row("scale_by_soap", optim_jax.scale_by_soap, **_FULL_RANK),
+    Row(
+        "graft(scale_by_shampoo, scale_by_adam)",
+        optim_jax.graft,
+        lambda rate: _GRAFTED,
+        needs_params=False,
+        elementwise=False,
+        rtol=1e-4,
+        exceptions={
+            "test_half_precision_statistics_are_float32": _HALF,
+        },
     ),
 )
 
