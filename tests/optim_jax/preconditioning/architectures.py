@@ -1,48 +1,46 @@
-"""Shapes of the parameters of two well-known models, in the layout of torch."""
+"""Shapes of published architectures, as the original implementation stores them."""
 
 
-def gpt2_shapes() -> dict[str, tuple[int, ...]]:
-    """GPT-2 small: 12 layers of width 768 with biases, the head tied to `wte`."""
+def gpt2_shapes():
+    """GPT-2 with 124 million parameters: tied head, (input, output) matrices."""
     width, layers = 768, 12
-    shapes: dict[str, tuple[int, ...]] = {}
-    shapes |= {"wte": (50257, width), "wpe": (1024, width)}
+    shapes = {"wte": (50257, width), "wpe": (1024, width)}
     for layer in range(layers):
-        for norm in ("ln_1", "ln_2"):
-            shapes[f"h{layer}/{norm}/scale"] = (width,)
-            shapes[f"h{layer}/{norm}/bias"] = (width,)
-        linears = {
-            "attention/qkv": (3 * width, width),
-            "attention/out": (width, width),
-            "mlp/up": (4 * width, width),
-            "mlp/down": (width, 4 * width),
+        shapes |= {
+            f"{layer}/ln_1/scale": (width,),
+            f"{layer}/ln_1/bias": (width,),
+            f"{layer}/attention/kernel": (width, 3 * width),
+            f"{layer}/attention/bias": (3 * width,),
+            f"{layer}/projection/kernel": (width, width),
+            f"{layer}/projection/bias": (width,),
+            f"{layer}/ln_2/scale": (width,),
+            f"{layer}/ln_2/bias": (width,),
+            f"{layer}/up/kernel": (width, 4 * width),
+            f"{layer}/up/bias": (4 * width,),
+            f"{layer}/down/kernel": (4 * width, width),
+            f"{layer}/down/bias": (width,),
         }
-        for name, (outputs, inputs) in linears.items():
-            shapes[f"h{layer}/{name}/kernel"] = (outputs, inputs)
-            shapes[f"h{layer}/{name}/bias"] = (outputs,)
-    shapes["ln_f/scale"] = shapes["ln_f/bias"] = (width,)
-    return shapes
+    return shapes | {"ln_f/scale": (width,), "ln_f/bias": (width,)}
 
 
-def resnet50_shapes() -> dict[str, tuple[int, ...]]:
-    """ResNet-50 for 1000 classes: kernels (outputs, inputs, height, width)."""
-    shapes: dict[str, tuple[int, ...]] = {}
+def resnet50_shapes():
+    """ResNet-50 for ImageNet: convolutions are (out, in, height, width)."""
+    shapes = {}
 
-    def convolution(name: str, outputs: int, inputs: int, size: int) -> None:
+    def convolution(name, outputs, inputs, size):
         shapes[f"{name}/kernel"] = (outputs, inputs, size, size)
-        shapes[f"{name}/norm/scale"] = (outputs,)
-        shapes[f"{name}/norm/bias"] = (outputs,)
+        shapes[f"{name}/scale"] = shapes[f"{name}/bias"] = (outputs,)
 
     convolution("stem", 64, 3, 7)
     inputs = 64
-    for stage, (blocks, width) in enumerate([(3, 64), (4, 128), (6, 256), (3, 512)]):
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        width = 64 * 2**stage
         for block in range(blocks):
-            name = f"stage{stage}/block{block}"
-            convolution(f"{name}/reduce", width, inputs, 1)
-            convolution(f"{name}/conv", width, width, 3)
-            convolution(f"{name}/expand", 4 * width, width, 1)
+            name = f"{stage}/{block}"
+            convolution(f"{name}/1", width, inputs, 1)
+            convolution(f"{name}/2", width, width, 3)
+            convolution(f"{name}/3", 4 * width, width, 1)
             if block == 0:
                 convolution(f"{name}/shortcut", 4 * width, inputs, 1)
             inputs = 4 * width
-    shapes["fc/kernel"] = (1000, inputs)
-    shapes["fc/bias"] = (1000,)
-    return shapes
+    return shapes | {"head/kernel": (1000, 2048), "head/bias": (1000,)}
