@@ -13,6 +13,7 @@ from optim_jax.preconditioning.diagonal import (
     diagonal_accumulate,
     diagonal_direction,
 )
+from optim_jax.preconditioning.factors import RefreshInputs
 from optim_jax.preconditioning.kronecker_methods import KRONECKER_METHODS
 from optim_jax.preconditioning.layout import Bucket, Layout
 from optim_jax.preconditioning.mesh import new_stack
@@ -23,16 +24,12 @@ from optim_jax.preconditioning.moments import (
     second_moment_weights,
 )
 from optim_jax.preconditioning.options import Hyperparameters, Options
+from optim_jax.preconditioning.outcome import saturating_add
 from optim_jax.preconditioning.preconditioners import Diagonal, Sign, Spectral
-from optim_jax.preconditioning.refresh import (
-    Buckets,
-    RefreshInputs,
-    refresh_all,
-    saturating_add,
-)
+from optim_jax.preconditioning.refresh import refresh_all
 from optim_jax.preconditioning.slots import over_slots
 from optim_jax.preconditioning.staggered import refresh_share
-from optim_jax.preconditioning.state import BucketState, Health, ShampooState
+from optim_jax.preconditioning.state import Buckets, BucketState, Health, ShampooState
 
 # Keeps the ratio of norms finite where a block's direction vanishes.
 _GRAFT_EPS = 1e-16

@@ -24,7 +24,11 @@ from optim_jax.preconditioning.matrix_functions import (
     Eigh,
 )
 from optim_jax.preconditioning.options import Options
-from optim_jax.preconditioning.preconditioners import RootInverse
+from optim_jax.preconditioning.preconditioners import (
+    EigenvalueCorrected,
+    RootInverse,
+)
+from optim_jax.preconditioning.slots import LOOP_MIN_DIM
 
 # A direct solver leaves a residual near rounding. Above this its result is wrong, not
 # merely inexact, and the previous one is kept.
@@ -82,12 +86,33 @@ def needs_bases(options: Options) -> bool:
 def solve(options: Options, problem: Problem, exponent: Any) -> Solution:
     """Solves a stack; runs on the local matrices of one device.
 
+    Accelerators solve the batch at once. A CPU takes large matrices one by one: it
+    needs no memory for the others, and no iteration waits for the slowest.
+
     Args:
       options: with the preconditioner and its method.
       problem: the stack.
       exponent: the exponent of all of them as a `Fraction`, which matrix iterations
         need; None where they differ.
     """
+
+    def batched(problem: Problem) -> Solution:
+        return _solve_batch(options, problem, exponent)
+
+    def one_by_one(problem: Problem) -> Solution:
+        def one(alone: Problem) -> Solution:
+            batch = jax.tree.map(lambda leaf: leaf[None], alone)
+            return jax.tree.map(lambda leaf: leaf[0], batched(batch))
+
+        return jax.lax.map(one, problem)
+
+    number, dim = problem.factors.shape[:2]
+    if number <= 1 or dim < LOOP_MIN_DIM:
+        return batched(problem)
+    return jax.lax.platform_dependent(problem, cpu=one_by_one, default=batched)
+
+
+def _solve_batch(options: Options, problem: Problem, exponent: Any) -> Solution:
     preconditioner = options.preconditioner
     method = getattr(preconditioner, "method", None)
     zeros = jnp.zeros(problem.eps.shape, problem.eps.dtype)
@@ -223,3 +248,21 @@ def _solution(
         iterations=info.iterations,
         off_diagonal=off_diagonal,
     )
+
+
+def permutes(options: Options) -> bool:
+    """Whether the second moment is sorted along with its basis."""
+    kind = options.preconditioner
+    return isinstance(kind, EigenvalueCorrected) and kind.permute_second_moment
+
+
+def permute_slots(moments: jax.Array, order: jax.Array, mode: int) -> jax.Array:
+    """Sorts one mode of second moments (N, *block) by an order (N, d)."""
+    shape = [1] * moments.ndim
+    shape[0], shape[1 + mode] = order.shape
+    return jnp.take_along_axis(moments, order.reshape(shape), axis=1 + mode)
+
+
+def choose(chosen: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """Selects whole slots (N, ...) by a bool (N,)."""
+    return jnp.where(chosen.reshape(-1, *[1] * (new.ndim - 1)), new, old)

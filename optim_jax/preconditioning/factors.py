@@ -3,10 +3,13 @@
 Shape legend: S slots, d size of a factor.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from optim_jax.linalg import frobenius_norm
+from optim_jax.preconditioning.options import Options
 
 
 def corrected_factors(
@@ -49,3 +52,26 @@ def pad_bases(bases: jax.Array, dim: int) -> jax.Array:
         return bases
     padded = jnp.pad(bases, ((0, 0), (0, dim - d), (0, dim - d)))
     return padded + jnp.diag((jnp.arange(dim) >= d).astype(bases.dtype))
+
+
+class RefreshInputs(NamedTuple):
+    """Scalars that a refresh needs.
+
+    Attributes:
+      correction: bias correction of the factors.
+      eps: perturbation of the factors.
+    """
+
+    correction: Any
+    eps: Any
+
+
+def prepare(
+    options: Options, factors: jax.Array, inputs: RefreshInputs
+) -> tuple[jax.Array, jax.Array]:
+    """Factors (N, d, d) as the solver wants them, and the perturbation of each."""
+    factors = factors.astype(jnp.promote_types(factors.dtype, jnp.float32))
+    exponent = getattr(options.preconditioner, "trace_scaling_exponent", None)
+    factors = corrected_factors(factors, inputs.correction, exponent, inputs.eps)
+    eps = perturbations(frobenius_norm(factors), inputs.eps, options.relative_epsilon)
+    return factors, eps

@@ -11,8 +11,9 @@ from optim_jax.preconditioning.canonical import (
     map_shampoo_state,
 )
 from optim_jax.preconditioning.direction import block_method, make_step
+from optim_jax.preconditioning.factors import RefreshInputs
 from optim_jax.preconditioning.plan import Plan
-from optim_jax.preconditioning.refresh import RefreshInputs, refresh_all
+from optim_jax.preconditioning.refresh import refresh_all
 from optim_jax.preconditioning.state import ShampooState
 
 

@@ -12,8 +12,8 @@ from optim_jax.preconditioning.preconditioners import Spectral
 
 Written = TypeVar("Written")
 
-# Below this size of a factor a product is too short to pay for a loop iteration.
-_LOOP_MIN_DIM = 64
+# Below this size of a matrix its products are too short to pay for a loop iteration.
+LOOP_MIN_DIM = 64
 
 
 def over_slots(
@@ -39,7 +39,7 @@ def over_slots(
     """
     products = bool(bucket.modes) or isinstance(options.preconditioner, Spectral)
     slots = bucket.padded_slots // options.num_devices
-    if slots == 1 or not products or max(bucket.block_shape) < _LOOP_MIN_DIM:
+    if slots == 1 or not products or max(bucket.block_shape) < LOOP_MIN_DIM:
         return on_each_device(function, options)(written, read)
 
     def one_by_one(written: Written, read: Any) -> Written:

@@ -16,26 +16,27 @@ from optim_jax.preconditioning.factor_solver import (
     Problem,
     Solution,
     needs_bases,
-    solve,
-)
-from optim_jax.preconditioning.factors import pad_bases, pad_factors
-from optim_jax.preconditioning.layout import Layout, RefreshStack
-from optim_jax.preconditioning.mesh import on_each_device, place_blocks
-from optim_jax.preconditioning.refresh import (
-    Buckets,
-    Facts,
-    RefreshInputs,
-    common_exponent,
-    no_facts,
-    observe,
     permute_slots,
     permutes,
+    solve,
+)
+from optim_jax.preconditioning.factors import (
+    RefreshInputs,
+    pad_bases,
+    pad_factors,
     prepare,
+)
+from optim_jax.preconditioning.layout import Layout, RefreshStack
+from optim_jax.preconditioning.mesh import on_each_device, place_blocks
+from optim_jax.preconditioning.outcome import (
+    Facts,
+    no_facts,
+    observe,
     record,
     saturating_add,
-    unpadded,
 )
-from optim_jax.preconditioning.state import Health
+from optim_jax.preconditioning.refresh_stacks import common_exponent, unpadded
+from optim_jax.preconditioning.state import Buckets, Health
 
 _NOWHERE = 2**30  # out of the range of every slot: a write there is dropped
 

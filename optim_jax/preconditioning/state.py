@@ -26,6 +26,9 @@ class BucketState(NamedTuple):
     second_moment: Any = ()
 
 
+Buckets = dict[str, BucketState]
+
+
 class Health(NamedTuple):
     """What happened so far; read it with `check_preconditioners`.
 

@@ -25,8 +25,8 @@ from optim_jax.preconditioning.options import (
     Options,
     warn_of_ungrafted_start,
 )
+from optim_jax.preconditioning.outcome import saturating_add
 from optim_jax.preconditioning.plan import Plan
-from optim_jax.preconditioning.refresh import saturating_add
 from optim_jax.preconditioning.state import ShampooState
 
 
