@@ -18,9 +18,11 @@ from optim_jax.linalg.solver_info import (
     finite_or_identity,
     frobenius_norm,
     identity_like,
+    initial_count,
     matmul,
     max_abs,
     over_matrices,
+    perturb,
 )
 
 SCALINGS = ("frobenius", "power")
@@ -88,9 +90,8 @@ def coupled_newton_inverse_root(
     check_number("tolerance", tolerance, "in [0, 1]", lambda v: 0.0 <= v <= 1.0)
     if scaling not in SCALINGS:
         raise ValueError(f"scaling must be one of frobenius, power, got {scaling!r}")
-    safe, finite = finite_or_identity(a)
+    safe, finite = finite_or_identity(perturb(a, eps))
     identity = identity_like(safe)
-    safe = safe + over_matrices(eps) * identity
     bound = frobenius_norm(safe)
     if scaling == "power":
         bound = jnp.minimum(bound, _POWER_MARGIN * _rayleigh_quotient(safe))
@@ -123,7 +124,7 @@ def coupled_newton_inverse_root(
         root,
         coupled,
         max_abs(coupled - identity),
-        jnp.zeros(finite.shape, jnp.int32),
+        initial_count(finite, 0),
     )
     root, _, error, count = jax.lax.while_loop(condition, body, carry)
     return root, SolverInfo(count, error, finite & all_finite(root))

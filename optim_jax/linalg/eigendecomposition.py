@@ -12,13 +12,13 @@ from optim_jax.linalg.solver_info import (
     SolverInfo,
     all_finite,
     check_nonnegative,
+    check_number,
     check_square,
     finite_or_identity,
     frobenius_norm,
-    identity_like,
     matmul,
-    over_matrices,
     over_rows,
+    perturb,
 )
 
 
@@ -33,16 +33,15 @@ def eigendecomposition(
 
     Returns:
       `((eigenvalues (..., d), eigenvectors (..., d, d) in columns), info)`; the error
-      is the norm of A Q - Q diag(lambda) over that of A. A matrix with non-finite
-      entries has the result of the identity and no success.
+      is the norm of A Q - Q diag(lambda) over that of A. Where A + eps I has
+      non-finite entries, the result is that of the identity, without success.
 
     Raises:
       ValueError: `a` is no stack of square matrices, or `eps` is negative.
     """
     a = check_square("a", a)
     check_nonnegative(eps=eps)
-    safe, finite = finite_or_identity(a)
-    perturbed = safe + over_matrices(eps) * identity_like(safe)
+    perturbed, finite = finite_or_identity(perturb(a, eps))
     eigenvalues, eigenvectors = jnp.linalg.eigh(perturbed, symmetrize_input=True)
     residual = (
         matmul(perturbed, eigenvectors) - eigenvectors * eigenvalues[..., None, :]
@@ -84,9 +83,20 @@ def inverse_root_eigenvalues(
       rank_atol: absolute cut-off.
 
     Returns:
-      Array (..., d).
+      Array (..., d), in the dtype of the eigenvalues. A zero that is neither shifted
+      nor dropped has an infinite root.
+
+    Raises:
+      ValueError: an argument is out of range.
     """
-    exponent, eps = over_rows(exponent), over_rows(eps)
+    check_nonnegative(exponent=exponent, eps=eps, rank_atol=rank_atol)
+    if rank_rtol is not None:
+        check_nonnegative(rank_rtol=rank_rtol)
+    if pseudo_inverse:
+        check_number("eps", eps, "0 with a pseudo-inverse", lambda v: v == 0.0)
+    dtype = eigenvalues.dtype
+    exponent = over_rows(jnp.asarray(exponent, dtype))
+    eps = over_rows(jnp.asarray(eps, dtype))
     if pseudo_inverse:
         if rank_rtol is None:
             machine = jnp.finfo(eigenvalues.dtype).eps

@@ -20,9 +20,11 @@ from optim_jax.linalg.solver_info import (
     check_square,
     finite_or_identity,
     identity_like,
+    initial_count,
     matmul,
     max_abs,
     over_matrices,
+    perturb,
 )
 
 # An iterate whose error grew by this has passed its best.
@@ -58,8 +60,9 @@ def coupled_higher_order_inverse_root(
 
     Args:
       a: symmetric positive semi-definite matrices (..., d, d).
-      p: order of the root, > 0.
-      q: power, > 0; q / p may be any fraction.
+      p: order of the root, a number >= 0.001; p and q are rounded to fractions with
+        denominators up to 1000.
+      q: power, a number >= 0.001.
       rel_eps: relative ridge >= 0, a number or one per matrix (...).
       abs_eps: absolute ridge >= 0, a number or one per matrix (...).
       order: order of the iteration, >= 2.
@@ -81,11 +84,11 @@ def coupled_higher_order_inverse_root(
     check_count("max_iterations", max_iterations)
     check_nonnegative(rel_eps=rel_eps, abs_eps=abs_eps)
     check_number("tolerance", tolerance, "in [0, 1]", lambda v: 0.0 <= v <= 1.0)
-    safe, finite = finite_or_identity(a)
+    row_sums = jnp.max(jnp.sum(jnp.abs(a), axis=-1), axis=-1)
+    safe, finite = finite_or_identity(
+        perturb(a, jnp.maximum(rel_eps * row_sums, abs_eps))
+    )
     identity = identity_like(safe)
-    row_sums = jnp.max(jnp.sum(jnp.abs(safe), axis=-1), axis=-1)
-    ridge = jnp.maximum(rel_eps * row_sums, abs_eps)
-    safe = safe + over_matrices(ridge) * identity
     trace = jnp.trace(safe, axis1=-2, axis2=-1)
     z = 1.0 / jnp.where(trace > 0.0, trace, 1.0)
     root = over_matrices(z ** (1.0 / p)) * identity
@@ -125,7 +128,7 @@ def coupled_higher_order_inverse_root(
         )
 
     error = max_abs(coupled - identity)
-    count = jnp.ones(finite.shape, jnp.int32)
+    count = initial_count(finite, 1)
     active = (error > tolerance) & (count < max_iterations)
     carry = (root, coupled, error, count, active)
     root, _, _, count, _ = jax.lax.while_loop(condition, body, carry)

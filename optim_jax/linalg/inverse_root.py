@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from optim_jax.linalg.coupled_newton import coupled_newton_inverse_root
 from optim_jax.linalg.eigendecomposition import (
@@ -13,8 +14,6 @@ from optim_jax.linalg.higher_order import coupled_higher_order_inverse_root
 from optim_jax.linalg.solver_info import (
     SolverInfo,
     all_finite,
-    check_nonnegative,
-    check_number,
     check_root,
     matmul,
     transpose,
@@ -36,8 +35,9 @@ def eigh_inverse_root(
 
     Args:
       a: symmetric matrices (..., d, d).
-      p: order of the root, > 0.
-      q: power, > 0.
+      p: order of the root, a number >= 0.001; p and q are rounded to fractions with
+        denominators up to 1000.
+      q: power, a number >= 0.001.
       eps: perturbation >= 0, a number or one per matrix (...).
       perturb_before: add eps before the decomposition; otherwise to the eigenvalues.
       pseudo_inverse: drop small eigenvalues instead; eps must be 0.
@@ -52,11 +52,6 @@ def eigh_inverse_root(
       ValueError: an argument is out of range.
     """
     exponent = float(check_root(p, q))
-    check_nonnegative(rank_atol=rank_atol)
-    if rank_rtol is not None:
-        check_nonnegative(rank_rtol=rank_rtol)
-    if pseudo_inverse:
-        check_number("eps", eps, "0 with a pseudo-inverse", lambda v: v == 0.0)
     before = 0.0 if pseudo_inverse or not perturb_before else eps
     (eigenvalues, eigenvectors), info = eigendecomposition(a, eps=before)
     roots = inverse_root_eigenvalues(
@@ -69,13 +64,9 @@ def eigh_inverse_root(
         rank_atol=rank_atol,
     )
     root = matmul(eigenvectors * roots[..., None, :], transpose(eigenvectors))
-    return root, info._replace(success=info.success & all_finite(root))
-
-
-_METHODS = {
-    "eigh": eigh_inverse_root,
-    "coupled_higher_order": coupled_higher_order_inverse_root,
-}
+    # The power of an infinite eps is a finite 0.
+    success = info.success & jnp.isfinite(eps) & all_finite(root)
+    return root, info._replace(success=success)
 
 
 def matrix_inverse_root(
@@ -85,8 +76,9 @@ def matrix_inverse_root(
 
     Args:
       a: symmetric matrices (..., d, d).
-      p: order of the root, > 0.
-      q: power, > 0; 1 for Newton's iteration.
+      p: order of the root, a number >= 0.001; p and q are rounded to fractions with
+        denominators up to 1000.
+      q: power, a number >= 0.001; q / p is 1 / integer for Newton's iteration.
       method: `"eigh"`, `"coupled_newton"` or `"coupled_higher_order"`.
       **options: keywords of that method's own function.
 
@@ -104,9 +96,11 @@ def matrix_inverse_root(
                 "coupled_higher_order or eigh"
             )
         return coupled_newton_inverse_root(a, exponent.denominator, **options)
-    if method not in _METHODS:
-        raise ValueError(
-            "method must be one of coupled_higher_order, coupled_newton, eigh, got "
-            f"{method!r}"
-        )
-    return _METHODS[method](a, p, q, **options)
+    if method == "coupled_higher_order":
+        return coupled_higher_order_inverse_root(a, p, q, **options)
+    if method == "eigh":
+        return eigh_inverse_root(a, p, q, **options)
+    raise ValueError(
+        f"method must be one of coupled_higher_order, coupled_newton, eigh, got "
+        f"{method!r}"
+    )

@@ -8,12 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optim_jax.linalg.solver_info import (
     SolverInfo,
     all_finite,
     check_count,
     check_floating,
+    check_precision,
     frobenius_norm,
     matmul,
     over_matrices,
@@ -58,9 +60,9 @@ def orthogonalize(
     """
     if len(jnp.shape(a)) < 2:
         raise ValueError(f"a must have the shape (..., m, n), got {jnp.shape(a)}")
-    a = check_floating("a", a)
     if method not in ("newton_schulz", "svd"):
         raise ValueError(f"method must be one of newton_schulz, svd, got {method!r}")
+    a = (check_precision if method == "svd" else check_floating)("a", a)
     finite = all_finite(a)
     safe = jnp.where(finite[..., None, None], a, 0.0)
     tall = safe.shape[-2] >= safe.shape[-1]
@@ -97,14 +99,14 @@ def _steps(num_iterations: int, coefficients: Any) -> tuple[Triple, ...]:
       ValueError: the coefficients do not fit the number of steps.
     """
     check_count("num_iterations", num_iterations)
-    rows = tuple(coefficients)
-    if rows and all(isinstance(row, (tuple, list)) for row in rows):
-        triples = tuple(tuple(map(float, row)) for row in rows)
-    else:
-        triples = (tuple(map(float, rows)),) * num_iterations
-    if len(triples) != num_iterations or any(len(triple) != 3 for triple in triples):
+    try:
+        table = np.asarray(coefficients, np.float64)
+    except (TypeError, ValueError):
+        table = np.empty(0)
+    if table.shape not in ((3,), (num_iterations, 3)) or not np.isfinite(table).all():
         raise ValueError(
             "coefficients must be one triple (a, b, c), or one for each of "
-            f"num_iterations={num_iterations}, got {coefficients!r}"
+            f"num_iterations={num_iterations}, of finite numbers, got {coefficients!r}"
         )
-    return triples  # type: ignore[return-value]
+    rows = np.broadcast_to(table, (num_iterations, 3)).tolist()
+    return tuple((first, second, third) for first, second, third in rows)

@@ -16,10 +16,10 @@ from optim_jax.linalg.solver_info import (
     check_nonnegative,
     check_number,
     check_square,
-    finite_or_identity,
     identity_like,
+    initial_count,
     matmul,
-    over_matrices,
+    perturb,
     transpose,
 )
 
@@ -82,9 +82,12 @@ def qr_eigendecomposition_with_order(
     check_nonnegative(eps=eps)
     check_count("max_iterations", max_iterations)
     check_number("tolerance", tolerance, "in [0, 1]", lambda v: 0.0 <= v <= 1.0)
-    safe, finite = finite_or_identity(a)
-    basis, finite_basis = finite_or_identity(q)
-    safe = safe + over_matrices(eps) * identity_like(safe)
+    perturbed = perturb(a, eps)
+    finite = all_finite(perturbed) & all_finite(q)
+    # Where one of the two is bad both become the identity.
+    safe, basis = (
+        jnp.where(finite[..., None, None], m, identity_like(m)) for m in (perturbed, q)
+    )
     rotated = matmul(transpose(basis), matmul(safe, basis))
 
     def improve(rotated: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -119,12 +122,12 @@ def qr_eigendecomposition_with_order(
                 count + active.astype(jnp.int32),
             )
 
-        start = (rotated, basis, jnp.zeros(finite.shape, jnp.int32))
+        start = (rotated, basis, initial_count(finite, 0))
         rotated, basis, count = jax.lax.while_loop(condition, body, start)
     eigenvalues = jnp.diagonal(rotated, axis1=-2, axis2=-1)
     order = jnp.argsort(eigenvalues, axis=-1, stable=True)
     eigenvalues = jnp.take_along_axis(eigenvalues, order, axis=-1)
     basis = jnp.take_along_axis(basis, order[..., None, :], axis=-1)
-    success = finite & finite_basis & all_finite(eigenvalues, 1) & all_finite(basis)
+    success = finite & all_finite(eigenvalues, 1) & all_finite(basis)
     info = SolverInfo(count, off_diagonal_ratio(rotated), success)
     return eigenvalues, basis, order, info

@@ -4,6 +4,7 @@ Shape legend: "..." any batch axes, d size of a matrix.
 """
 
 import math
+import numbers
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -53,6 +54,11 @@ def over_rows(values: Any) -> Any:
     return values[..., None] if jnp.ndim(values) else values
 
 
+def perturb(a: jax.Array, eps: Any) -> jax.Array:
+    """A + eps I in the dtype of A, with eps a number or one per matrix (...)."""
+    return a + over_matrices(jnp.asarray(eps, a.dtype)) * identity_like(a)
+
+
 def all_finite(a: jax.Array, ndim: int = 2) -> jax.Array:
     """Whether the last `ndim` axes hold finite numbers only."""
     return jnp.all(jnp.isfinite(a), axis=tuple(range(-ndim, 0)))
@@ -84,8 +90,17 @@ def finite_or_identity(a: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(finite[..., None, None], a, identity_like(a)), finite
 
 
+def initial_count(finite: jax.Array, count: int) -> jax.Array:
+    """The same int32 for each matrix of `finite`.
+
+    Made from an array of the stack, so that inside `shard_map` it varies over the same
+    mesh axes: the carry of a loop keeps its type.
+    """
+    return jnp.where(finite, jnp.int32(count), jnp.int32(count))
+
+
 def check_square(name: str, a: Any) -> jax.Array:
-    """Checks a stack of square floating-point matrices.
+    """Checks a stack of square matrices in single or double precision.
 
     Raises:
       ValueError: it is none.
@@ -93,7 +108,21 @@ def check_square(name: str, a: Any) -> jax.Array:
     shape = jnp.shape(a)
     if len(shape) < 2 or shape[-1] != shape[-2]:
         raise ValueError(f"{name} must have the shape (..., d, d), got {shape}")
-    return check_floating(name, a)
+    return check_precision(name, a)
+
+
+def check_precision(name: str, a: Any) -> jax.Array:
+    """Checks that an array is in single or double precision, as LAPACK needs it.
+
+    Raises:
+      ValueError: it is not.
+    """
+    check_floating(name, a)
+    if jnp.result_type(a) not in (jnp.float32, jnp.float64):
+        raise ValueError(
+            f"{name} must be of the dtype float32 or float64, got {jnp.result_type(a)}"
+        )
+    return jnp.asarray(a)
 
 
 def check_floating(name: str, a: Any) -> jax.Array:
@@ -112,14 +141,15 @@ def check_floating(name: str, a: Any) -> jax.Array:
 def check_number(
     name: str, value: Any, allowed: str, accept: Callable[[float], bool]
 ) -> None:
-    """Checks a number of the host; arrays and tracers are not looked at.
+    """Checks a number or NumPy array of the host; JAX arrays are not looked at.
 
     Raises:
       ValueError: it is not accepted; NaN never is.
     """
-    if isinstance(value, (jax.Array, jax.core.Tracer, np.ndarray)):
+    if isinstance(value, (jax.Array, jax.core.Tracer)):
         return
-    if not isinstance(value, (int, float, np.number)) or not accept(float(value)):
+    known = isinstance(value, (numbers.Real, np.ndarray))
+    if not known or not all(map(accept, np.asarray(value, np.float64).flat)):
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
@@ -143,18 +173,23 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
 
 
 def check_root(p: Any, q: Any) -> Fraction:
-    """Reads the root A^(-q/p), where a float stands for the nearest simple fraction.
+    """Reads the root A^(-q/p); p and q are rounded to denominators up to 1000.
+
+    The binary fraction behind a float such as 0.4 has one of 2^51 or more.
 
     Returns:
       q / p in lowest terms.
 
     Raises:
-      ValueError: p or q is not a finite number above 0.
+      ValueError: p or q is not a finite number > 0, or rounds to zero.
     """
     parts = []
     for name, value in (("p", p), ("q", q)):
-        number = isinstance(value, (int, float, Fraction))
-        if not number or isinstance(value, bool) or not 0 < value < math.inf:
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not number or not 0.0 < float(value) < math.inf:
             raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
-        parts.append(Fraction(value).limit_denominator(1000))
+        if float(value) < 0.001:
+            raise ValueError(f"{name} must be at least 0.001, got {value!r}")
+        exact = value if isinstance(value, numbers.Rational) else float(value)
+        parts.append(Fraction(exact).limit_denominator(1000))
     return parts[1] / parts[0]

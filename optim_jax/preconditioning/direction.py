@@ -161,7 +161,7 @@ def take_step(
     buckets, graft, mu, directions = {}, {}, {}, {}
     for bucket in layout.buckets:
         key = bucket.key
-        buckets[key], graft[key] = _accumulate(
+        buckets[key], graft[key] = accumulate(
             method,
             hyperparameters,
             bucket,
@@ -196,7 +196,7 @@ def take_step(
     )
 
 
-def _accumulate(
+def accumulate(
     method: BlockMethod,
     hyperparameters: Hyperparameters,
     bucket: Bucket,
@@ -209,7 +209,7 @@ def _accumulate(
     """Statistics of the raw gradient: everything before the refresh."""
     grafting = method.options.grafting
 
-    def accumulate(written: Any, read: Any) -> Any:
+    def advance(written: Any, read: Any) -> Any:
         fields, graft = written
         state, blocks, active = read
         state = state._replace(**fields)
@@ -222,7 +222,7 @@ def _accumulate(
 
     fields = {name: getattr(state, name) for name in method.accumulates}
     fields, graft = over_slots(
-        accumulate, (fields, graft), (state, blocks, active), bucket, method.options
+        advance, (fields, graft), (state, blocks, active), bucket, method.options
     )
     return state._replace(**fields), graft
 
