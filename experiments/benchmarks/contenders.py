@@ -86,6 +86,13 @@ CONTENDERS: dict[str, ContenderRow] = {
     "adamw+primal_averaging": _ours(
         lambda axes: optax.chain(_adamw(axes), optim_jax.scale_by_primal_averaging())
     ),
+    # A step without refresh; `preconditioning` times the refreshes.
+    "shampoo": _ours(
+        lambda _: optim_jax.shampoo(LEARNING_RATE, refresh="external", **_DECAY)
+    ),
+    "soap": _ours(
+        lambda _: optim_jax.soap(LEARNING_RATE, refresh="external", **_DECAY)
+    ),
     "diloco(adamw)": _ours(
         lambda axes: optim_jax.single_worker_diloco(_adamw(axes), inner_steps=16)
     ),

@@ -6,24 +6,21 @@ metrics one step late, logs, counts and watches for signals. Both run in turn in
 process; evaluation, checkpoints and compilation are left out of both times.
 """
 
-import dataclasses
 import json
 import pathlib
 import statistics
 import tempfile
-import time
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from absl import app, flags
 
+from experiments.benchmarks.bare_loop import bare_seconds, benchmark_config
 from experiments.config import TrainConfig
 from experiments.flags import quiet_by_default
 from experiments.presets import LLAMA, preset_by_name
 from experiments.provenance import provenance
 from experiments.training import prepare
-from experiments.training.setup import Setup, compile_step, initial_state
 
 BAR = 1.03  # trainer over bare loop
 
@@ -38,31 +35,6 @@ class Round(NamedTuple):
 
     bare: float
     trainer: float
-
-
-def benchmark_config(preset: TrainConfig, steps: int) -> TrainConfig:
-    """The preset, evaluated once and logging as usual."""
-    return dataclasses.replace(
-        preset,
-        steps=steps,
-        evaluation=dataclasses.replace(preset.evaluation, every=steps, batches=1),
-        checkpoint=dataclasses.replace(preset.checkpoint, every=0),
-    )
-
-
-def bare_seconds(setup: Setup, steps: int) -> float:
-    """Seconds for `steps` steps of the compiled functions alone."""
-    batch = setup.place(next(setup.data.train))
-    compiled = compile_step(setup, batch)
-    state, sums, zero = initial_state(setup), compiled.zero_sums(), np.int32(0)
-    jax.block_until_ready((state, sums))
-    started = time.perf_counter()
-    for _ in range(steps):
-        for _ in range(setup.config.batch.accumulations):
-            sums = compiled.accumulate(state, sums, batch, zero)
-        state, sums, metrics = compiled.apply(state, sums)
-    jax.block_until_ready((state, metrics))
-    return time.perf_counter() - started
 
 
 def measure(config: TrainConfig, rounds: int) -> list[Round]:

@@ -54,7 +54,7 @@ class UpdateStep:
         self._grads = grads
         # The caller's params must survive the donation of ours.
         self._params = jax.tree.map(jnp.copy, params)
-        self._state = transformation.init(self._params)
+        self.state = transformation.init(self._params)
         self._parameters = parameter_count(params)
         self._step = self._compile_step(transformation)
         self._update = self._compile_update(transformation)
@@ -65,7 +65,7 @@ class UpdateStep:
             return optax.apply_updates(params, updates), state
 
         jitted = jax.jit(step, donate_argnums=(0, 1))
-        return jitted.lower(self._params, self._state, self._grads).compile()
+        return jitted.lower(self._params, self.state, self._grads).compile()
 
     def _compile_update(self, transformation: optax.GradientTransformation) -> Callable:
         def update(state: Any, grads: Any, params: Any) -> tuple[Any, Any]:
@@ -73,21 +73,21 @@ class UpdateStep:
             return state, updates
 
         jitted = jax.jit(update, donate_argnums=0)
-        return jitted.lower(self._state, self._grads, self._params).compile()
+        return jitted.lower(self.state, self._grads, self._params).compile()
 
     def step(self) -> Any:
         """Updates the state and the parameters."""
-        self._params, self._state = self._step(self._params, self._state, self._grads)
-        return self._params, self._state
+        self._params, self.state = self._step(self._params, self.state, self._grads)
+        return self._params, self.state
 
     def update(self) -> Any:
         """Updates the state and returns the updates, the parameters stay."""
-        self._state, updates = self._update(self._state, self._grads, self._params)
-        return updates, self._state
+        self.state, updates = self._update(self.state, self._grads, self._params)
+        return updates, self.state
 
     def memory(self) -> Memory:
         """Counts the bytes of state, temporaries and unavoidable traffic."""
-        arrays, scalars = state_bytes(self._state)
+        arrays, scalars = state_bytes(self.state)
         state = arrays / self._parameters
         params_and_grads = self._bytes(self._grads) + 2 * self._bytes(self._params)
         analysis = self._step.memory_analysis()

@@ -164,10 +164,8 @@ def _is_canonical(node: Any) -> bool:
 
 
 def _check_keys(what: str, given: Any, expected: Any) -> None:
-    missing, unexpected = (
-        sorted(set(expected) - set(given)),
-        sorted(set(given) - set(expected)),
-    )
+    given, expected = set(given), set(expected)
+    missing, unexpected = sorted(expected - given), sorted(given - expected)
     if missing or unexpected:
         raise ValueError(
             f"the canonical state does not fit the plan: {what} lacks "
@@ -187,6 +185,18 @@ def _check_counters(count: Any, health: Mapping[str, Any]) -> None:
         )
 
 
+def _entry_names(state: ShampooState, bucket: Bucket) -> list[str]:
+    """Entries of the blocks of a bucket."""
+    held = state.buckets[bucket.key]
+    names = [name for name, field in _PER_MODE.items() if getattr(held, field)]
+    if not isinstance(held.second_moment, tuple):
+        names.append("second_moment")
+    for name in ("mu", "graft"):
+        if not isinstance(getattr(state, name), tuple):
+            names.append(name)
+    return names
+
+
 def _from_canonical(tree: Mapping[str, Any], plan: Plan) -> ShampooState:
     layout = plan.layout
     _check_keys("the state", tree, ("count", "params", "health"))
@@ -198,6 +208,9 @@ def _from_canonical(tree: Mapping[str, Any], plan: Plan) -> ShampooState:
         _check_keys(leaf.path, params[leaf.path], map(str, range(leaf.num_blocks)))
     empty = jax.eval_shape(lambda: init_state(layout, plan.hyperparameters))
     slots = list(block_slots(layout))
+    for path, number, bucket, _ in slots:
+        expected = _entry_names(empty, bucket)
+        _check_keys(f"block {number} of {path}", params[path][number], expected)
 
     def fill(
         key: str,
@@ -218,12 +231,7 @@ def _from_canonical(tree: Mapping[str, Any], plan: Plan) -> ShampooState:
         return _place(stack, layout)
 
     def entry(path: str, number: str, name: str, position: int | None = None) -> Any:
-        block = params[path][number]
-        if name not in block:
-            raise ValueError(
-                f"block {number} of {path} in the canonical state lacks {name!r}"
-            )
-        value = block[name]
+        value = params[path][number][name]
         if position is None:
             return value
         if position >= len(value):

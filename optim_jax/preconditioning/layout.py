@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from optim_jax.preconditioning.assignment import merge_dims_for_devices
-from optim_jax.preconditioning.matrix_functions import QR, Eigh
+from optim_jax.preconditioning.matrix_functions import QR, CoupledNewton, Eigh
 from optim_jax.preconditioning.merging import chunk_runs, merge_small_dims
 from optim_jax.preconditioning.options import Options
 from optim_jax.preconditioning.preconditioners import (
@@ -234,7 +234,8 @@ def modes_and_exponents(
     """Which merged dims get a factor, and its inverse exponent.
 
     Raises:
-      ValueError: spectral descent on a leaf that is no matrix.
+      ValueError: spectral descent on a leaf that is no matrix, or an exponent that
+        the method cannot take.
     """
     preconditioner, order = options.preconditioner, len(merged)
     if isinstance(preconditioner, Spectral):
@@ -262,6 +263,13 @@ def modes_and_exponents(
         elif override is not None:
             exponents.update(override)
         exponents = {dim: e for dim, e in exponents.items() if e}
+    newton = isinstance(getattr(preconditioner, "method", None), CoupledNewton)
+    for exponent in exponents.values():
+        if newton and exponent.numerator != 1:
+            raise ValueError(
+                f"CoupledNewton() computes roots 1/p, but the exponent of leaf "
+                f"{leaf.name!r} is {exponent}; use CoupledHigherOrder(...) or Eigh()"
+            )
     limit = options.skip_dims_larger_than
     if limit is not None:
         exponents = {dim: e for dim, e in exponents.items() if merged[dim] <= limit}
