@@ -64,6 +64,8 @@ class DataConfig:
 
 
 SCHEDULES = ("cosine", "linear", "constant")
+REFRESH_MODES = ("cond", "staggered", "external")
+GRAFTINGS = ("adam", "adagrad", "rmsprop", "sgd", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +92,22 @@ class OptimizerConfig:
     outer_learning_rate: float = 0.7  # diloco
     outer_momentum: float = 0.9  # diloco
     ema_decay: float = 0.99  # adamw_ema
+    precondition_frequency: int = 10  # shampoo family: steps between refreshes
+    max_preconditioner_dim: int = 1024  # shampoo family: size of a block's side
+    refresh: str = (
+        "cond"  # shampoo family: cond (all at once) | staggered (a share at each step)
+        # | external (all at once, in a program of its own)
+    )
+    relative_epsilon: float = 1e-6  # shampoo family: damping over a factor's norm
+    grafting: str = "adam"  # shampoo, kl_shampoo: whose norm a block's update gets
 
     def __post_init__(self):
         _require_one_of("optimizer.schedule", self.schedule, SCHEDULES)
+        _require_one_of("optimizer.refresh", self.refresh, REFRESH_MODES)
+        _require_one_of("optimizer.grafting", self.grafting, GRAFTINGS)
+        for name in ("precondition_frequency", "max_preconditioner_dim"):
+            _require_at_least(f"optimizer.{name}", getattr(self, name), 1)
+        _require_fraction("optimizer.relative_epsilon", self.relative_epsilon)
         for name in ("learning_rate", "eps", "weight_decay", "final_fraction"):
             _require_at_least(f"optimizer.{name}", getattr(self, name), 0.0)
         for name in ("warmup_fraction", "b1", "b2", "momentum", "ema_decay"):

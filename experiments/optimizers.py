@@ -5,12 +5,15 @@ transformations of Optax and of this library. Any name can also be asked for as
 `gpa+<name>`: Generalized Primal Averaging around that optimizer.
 """
 
+import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import optax
 from absl import logging
+from jax.sharding import Mesh
 
 import optim_jax
 from experiments.config import OptimizerConfig
@@ -28,6 +31,8 @@ class Optimizer(NamedTuple):
     transformation: optax.GradientTransformation
     schedule: optax.Schedule  # step -> learning rate, for the log
     averages: bool  # evaluated at `gpa_eval_params`, not at the training parameters
+    # Params or their shapes -> how Shampoo cuts them; None for other optimizers.
+    plan: Callable[[Any], optim_jax.Plan] | None = None
 
 
 class _Context(NamedTuple):
@@ -36,6 +41,8 @@ class _Context(NamedTuple):
     config: OptimizerConfig
     schedule: optax.Schedule
     matrix_axes: Callable[[Any], Any]  # params -> tree of MatrixAxes
+    mesh: Mesh | None  # to spread Shampoo's blocks over
+    param_specs: Any  # tree of PartitionSpec like the params; None: replicated
 
     def of_kind(self, params: Any, kinds: tuple[str, ...]) -> Any:
         """True for leaves of these kinds."""
@@ -174,9 +181,69 @@ def _muon(context: _Context) -> optax.GradientTransformation:
     )
 
 
+def _block_options(context: _Context) -> dict[str, Any]:
+    """What the whole Shampoo family takes from the configuration."""
+    config = context.config
+    return {
+        "b1": config.b1,
+        "b2": config.b2,
+        "relative_epsilon": config.relative_epsilon,
+        "max_preconditioner_dim": config.max_preconditioner_dim,
+        "precondition_frequency": config.precondition_frequency,
+        "refresh": config.refresh,
+        "matrix_axes": context.matrix_axes,
+        "mesh": context.mesh,
+        "param_specs": context.param_specs,
+    }
+
+
+def _grafting(config: OptimizerConfig) -> optim_jax.Graft | None:
+    if config.grafting == "none":
+        return None
+    if config.grafting == "adam":
+        return optim_jax.Graft("adam", b2=config.b2, eps=config.eps)
+    return optim_jax.Graft(config.grafting)
+
+
+def _shampoo_options(context: _Context) -> dict[str, Any]:
+    return _block_options(context) | {"grafting": _grafting(context.config)}
+
+
+def _soap_options(context: _Context) -> dict[str, Any]:
+    return _block_options(context) | {
+        "preconditioner": optim_jax.EigenvalueCorrected(),
+        "eps": context.config.eps,
+        "grafting": None,
+    }
+
+
+def _kl_shampoo_options(context: _Context) -> dict[str, Any]:
+    # Published without grafting. But its first roots come from factors that no other
+    # root has scaled: without a norm from elsewhere its first directions are as large
+    # as the gradients are small.
+    return _block_options(context) | {
+        "preconditioner": optim_jax.KLRootInverse(inverse_exponent_override={2: 0.5}),
+        "grafting": _grafting(context.config),
+    }
+
+
 class _Entry(NamedTuple):
     build: Callable[[_Context], optax.GradientTransformation]
     averages: bool = False
+    # Keywords that the plan shares with the transformation; Shampoo's family only.
+    plan_options: Callable[[_Context], dict[str, Any]] | None = None
+
+
+def _shampoo_entry(options: Callable[[_Context], dict[str, Any]]) -> _Entry:
+    def build(context: _Context) -> optax.GradientTransformation:
+        return optim_jax.shampoo(
+            context.schedule,
+            weight_decay=context.config.weight_decay,
+            mask=context.decay_mask,
+            **options(context),
+        )
+
+    return _Entry(build, plan_options=options)
 
 
 OPTIMIZERS: dict[str, _Entry] = {
@@ -184,11 +251,20 @@ OPTIMIZERS: dict[str, _Entry] = {
     "adamw_ema": _Entry(_adamw_ema, averages=True),
     "diloco_adamw": _Entry(_diloco_adamw, averages=True),
     "gpa_adamw": _Entry(_gpa_adamw, averages=True),
+    "kl_shampoo": _shampoo_entry(_kl_shampoo_options),
     "lion": _Entry(_lion),
     "muon": _Entry(_muon),
     "schedule_free_adamw": _Entry(_schedule_free_adamw, averages=True),
     "sgd": _Entry(_sgd),
+    "shampoo": _shampoo_entry(_shampoo_options),
+    "soap": _shampoo_entry(_soap_options),
 }
+
+
+def _plan(options: dict[str, Any], params: Any) -> optim_jax.Plan:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the transformation has warned already
+        return optim_jax.plan_preconditioners(params, **options)
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -213,7 +289,12 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 
 
 def build_optimizer(
-    config: OptimizerConfig, *, steps: int, matrix_axes: Callable[[Any], Any]
+    config: OptimizerConfig,
+    *,
+    steps: int,
+    matrix_axes: Callable[[Any], Any],
+    mesh: Mesh | None = None,
+    param_specs: Any = None,
 ) -> Optimizer:
     """Builds the optimizer a run asks for.
 
@@ -221,6 +302,9 @@ def build_optimizer(
       config: its name and numbers.
       steps: length of the run, for the schedule.
       matrix_axes: `params -> tree of MatrixAxes`, from the model.
+      mesh: the run's mesh: over all of its axes Shampoo's blocks are spread. None
+        keeps them on one device; the other optimizers follow their parameters.
+      param_specs: tree of `PartitionSpec` like the params, where they lie on it.
 
     Raises:
       ValueError: for an unknown name; it lists what exists.
@@ -238,7 +322,8 @@ def build_optimizer(
             f"optimizer.name={config.name!r}: {base_name} already averages; "
             f"{GPA_PREFIX} takes a plain optimizer"
         )
-    context = _Context(config, learning_rate_schedule(config, steps), matrix_axes)
+    schedule = learning_rate_schedule(config, steps)
+    context = _Context(config, schedule, matrix_axes, mesh, param_specs)
     transformation = entry.build(context)
     if wrapped:
         transformation = optim_jax.gpa(
@@ -249,4 +334,7 @@ def build_optimizer(
         transformation = optax.chain(
             optax.clip_by_global_norm(config.clip_norm), transformation
         )
-    return Optimizer(transformation, context.schedule, wrapped or entry.averages)
+    plan = None
+    if entry.plan_options is not None:
+        plan = functools.partial(_plan, entry.plan_options(context))
+    return Optimizer(transformation, schedule, wrapped or entry.averages, plan)

@@ -38,7 +38,6 @@ METHODS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "shampoo": optim_jax.shampoo,
     "soap": optim_jax.soap,
 }
-_BLOCK = 1024
 _STAGGERED_PERIOD = 10
 _STAGGERED_PERIODS = 12
 
@@ -149,9 +148,14 @@ def _step_by_step(step: UpdateStep, steps: int) -> np.ndarray:
 
 
 def measure(
-    tree: TreeShape, *, rounds: int
+    tree: TreeShape, *, rounds: int, block: int
 ) -> tuple[float, dict[str, MethodFigures], dict[str, optim_jax.Plan]]:
     """Measures every method on one tree.
+
+    Args:
+      tree: shapes of the parameters.
+      rounds: of timing.
+      block: `max_preconditioner_dim`.
 
     Returns:
       Seconds of an AdamW step, figures by method, and plans by method.
@@ -166,7 +170,7 @@ def measure(
             transformation = factory(
                 LEARNING_RATE,
                 weight_decay=0.1,
-                max_preconditioner_dim=_BLOCK,
+                max_preconditioner_dim=block,
                 precondition_frequency=_STAGGERED_PERIOD,
                 **options,
             )
@@ -178,7 +182,7 @@ def measure(
             "soap": optim_jax.scale_by_soap,
         }[name]
         plan = plans[name] = scale(
-            max_preconditioner_dim=_BLOCK,
+            max_preconditioner_dim=block,
             refresh="external",
             grafting="adam" if name == "shampoo" else None,
         ).plan(params)
@@ -245,9 +249,9 @@ def judge(adamw: float, figures: Mapping[str, MethodFigures]) -> list[dict[str, 
     ]
 
 
-def report_on(size: str, *, rounds: int) -> dict[str, Any]:
+def report_on(size: str, *, rounds: int, block: int) -> dict[str, Any]:
     """Measures one tree, prints the tables and returns all figures."""
-    adamw, figures, plans = measure(TREES[size], rounds=rounds)
+    adamw, figures, plans = measure(TREES[size], rounds=rounds, block=block)
     print(f"{size}: an optax.adamw step takes {1e3 * adamw:.2f} ms\n")
     for name, plan in plans.items():
         print(f"{name}\n{plan}\n")
@@ -277,6 +281,7 @@ def report_on(size: str, *, rounds: int) -> dict[str, Any]:
         "provenance": provenance(),
         "size": size,
         "rounds": rounds,
+        "block": block,
         "cores_used": len(os.sched_getaffinity(0)),
         "load_average": os.getloadavg()[0],
         "adamw_ms": 1e3 * adamw,
@@ -302,7 +307,9 @@ def main(_: Sequence[str]) -> None:
     try:
         if flags.FLAGS.threads:
             restrict_threads(flags.FLAGS.threads)
-        report = report_on(flags.FLAGS.size, rounds=flags.FLAGS.rounds)
+        report = report_on(
+            flags.FLAGS.size, rounds=flags.FLAGS.rounds, block=flags.FLAGS.block
+        )
     except ValueError as error:
         raise app.UsageError(str(error)) from error
     if flags.FLAGS.json:
@@ -314,6 +321,7 @@ def main(_: Sequence[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_enum("size", "5M", sorted(TREES), "Which tree.")
     flags.DEFINE_integer("rounds", 15, "Timed rounds.", lower_bound=1)
+    flags.DEFINE_integer("block", 1024, "Largest side of a block.", lower_bound=1)
     flags.DEFINE_integer("threads", 0, "Cores to bind to; 0: all of them.")
     flags.DEFINE_string("json", "", "File to write all figures to.")
     app.run(main)

@@ -6,10 +6,15 @@ from experiments.sharding.mesh import (
     replicated,
     require_divisible_batch,
 )
-from experiments.sharding.partitioning import param_shardings, state_shardings
+from experiments.sharding.partitioning import (
+    evenly_split,
+    param_shardings,
+    state_shardings,
+)
 
 __all__ = [
     "batch_sharding",
+    "evenly_split",
     "make_mesh",
     "param_shardings",
     "replicated",

@@ -8,6 +8,7 @@ import jax
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from optim_jax import Plan, ShampooState, state_sharding
 from optim_jax.trees.paths import leaf_name
 
 Rules = Sequence[tuple[str, PartitionSpec]]
@@ -59,12 +60,15 @@ def param_shardings(params: Any, rules: Rules, mesh: Mesh) -> Any:
     return jax.tree.map_with_path(sharding, params)
 
 
-def state_shardings(state: Any, params: Any, rules: Rules, mesh: Mesh) -> Any:
+def state_shardings(
+    state: Any, params: Any, rules: Rules, mesh: Mesh, plan: Plan | None = None
+) -> Any:
     """Shardings for any tree that holds copies of the parameters' structure.
 
     A leaf whose path ends like a parameter's and that has its shape (a moment, an
     averaged sequence, the parameter itself) is laid out like it; everything else
-    (counters, scalars, keys) is replicated.
+    (counters, scalars, keys) is replicated. Stacks of blocks have no path of a
+    parameter: a Shampoo state lies as its `plan` says.
     """
     by_path = {
         leaf_name(path): (leaf.shape, sharding)
@@ -84,4 +88,25 @@ def state_shardings(state: Any, params: Any, rules: Rules, mesh: Mesh) -> Any:
                 return found
         return whole
 
-    return jax.tree.map_with_path(sharding, state)
+    shardings = jax.tree.map_with_path(sharding, state)
+    if plan is None:
+        return shardings
+    of_blocks = state_sharding(plan, mesh)
+    return jax.tree.map(
+        lambda node: of_blocks if _is_shampoo(node) else node,
+        shardings,
+        is_leaf=_is_shampoo,
+    )
+
+
+def _is_shampoo(node: Any) -> bool:
+    return isinstance(node, ShampooState)
+
+
+def evenly_split(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Splits the first dimension that all devices divide; replicated if none does."""
+    for axis, size in enumerate(shape):
+        if size and size % mesh.size == 0:
+            spec = PartitionSpec(*[None] * axis, mesh.axis_names)
+            return NamedSharding(mesh, spec)
+    return NamedSharding(mesh, PartitionSpec())

@@ -16,6 +16,7 @@ from experiments.config_fields import to_dict
 from experiments.provenance import provenance
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluation import Evaluator
+from experiments.training.preconditioning import counter_metrics
 from experiments.training.preemption import PreemptionGuard
 from experiments.training.recording import Recorder
 from experiments.training.run_directory import RunDirectory
@@ -25,6 +26,8 @@ from experiments.training.setup import (
     Setup,
     compile_step,
     initial_state,
+    state_from_stored,
+    stored_state,
 )
 from experiments.training.state import TrainState
 from optim_jax.trees.paths import named_leaves
@@ -42,6 +45,7 @@ class _Dispatched(NamedTuple):
 
     step: int
     values: dict[str, Any]
+    counters: Any = None  # of Shampoo, where they are due
 
 
 class TrainingLoop:
@@ -75,13 +79,13 @@ class TrainingLoop:
 
     def _restore(self) -> TrainState | None:
         restored = self._checkpoints.restore_latest(
-            self._setup.abstract_state, self._setup.data.train
+            self._setup.padding.stored, self._setup.data.train
         )
         if restored is None:
             logging.warning("nothing to resume from yet: starting at step 0")
             return None
         self._wall_before = restored.metadata["wall_s"]
-        return restored.state
+        return state_from_stored(self._setup, restored.state)
 
     def run(self) -> tuple[Stop, dict[str, Any]]:
         """Trains until the last step, a target, a signal or a divergence.
@@ -150,9 +154,14 @@ class TrainingLoop:
                 sums = compiled.accumulate(self.state, sums, batch, micro_index)
             self.state, sums, metrics = compiled.apply(self.state, sums)
             self.step += 1
+            if compiled.refresh and self.step % self._setup.refresh_every == 0:
+                self.state = compiled.refresh(self.state)
             self._whole_step = True
+            counted = None
+            if compiled.counters and self._recorder.is_due(self.step):
+                counted = compiled.counters(self.state)
             previous = self._dispatched
-            self._dispatched = _Dispatched(self.step, metrics)
+            self._dispatched = _Dispatched(self.step, metrics, counted)
             stop = self._inspect(previous) or self._boundary()
             if stop:
                 return stop
@@ -161,13 +170,14 @@ class TrainingLoop:
         """Reads one step's metrics: logs them when due, stops on a non-finite one."""
         if dispatched is None:
             return None
-        step, values = dispatched
+        step, values, counted = dispatched
+        counters = counter_metrics(counted, self._setup.plan) if counted else {}
         if not values["healthy"]:
             found = self._describe_nonfinite(step, values)
             if self._config.stopping.on_nonfinite == "stop":
                 return Stop("diverged", found)
             self._recorder.skipped(found)
-        self._recorder.training(step, values)
+        self._recorder.training(step, values, counters)
         return None
 
     def _describe_nonfinite(self, step: int, values: dict[str, Any]) -> str:
@@ -242,7 +252,7 @@ class TrainingLoop:
         self._recorder.flush()
         self._checkpoints.save(
             self.step,
-            self.state,
+            stored_state(self._setup, self.state),
             self._setup.data.train,
             {
                 "trajectory": self._setup.trajectory,

@@ -73,16 +73,32 @@ class Recorder:
         """Hands all rows to the system."""
         self._writer.flush()
 
-    def training(self, step: int, values: Mapping[str, Any]) -> None:
-        """One step's metrics; written every `logging.every` steps."""
+    def is_due(self, step: int) -> bool:
+        """Whether this step's metrics are written: every `logging.every` steps."""
+        return step % self._config.logging.every == 0 or step == self._config.steps
+
+    def training(
+        self,
+        step: int,
+        values: Mapping[str, Any],
+        counters: Mapping[str, float] | None = None,
+    ) -> None:
+        """One step's metrics, written where it is due.
+
+        Args:
+          step: completed steps.
+          values: of the compiled step.
+          counters: of the optimizer, by metric name.
+        """
         self.meter.count(self._tokens_per_step)
-        if step % self._config.logging.every and step != self._config.steps:
+        if not self.is_due(step):
             return
         names = ("loss", "objective", "grad_norm", "update_norm", "param_norm", "lr")
         read = jax.device_get({name: values[name] for name in names})
         row = {f"train/{name}": float(value) for name, value in read.items()}
         row["train/batch_size"] = float(self._config.batch.size)
         row["optim/skipped_steps"] = float(self._skipped_steps)
+        row |= counters or {}
         rates = self.meter.window()
         if rates:
             row |= rates | self._mfu(rates["perf/tokens_per_s"])

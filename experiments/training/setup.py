@@ -1,6 +1,7 @@
 """From a configuration to everything a run needs, checked before anything compiles."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,9 +21,12 @@ from experiments.sharding import (
     require_divisible_batch,
     state_shardings,
 )
+from experiments.training.padding import Padding, find_padding
+from experiments.training.preconditioning import build_refresh, counters
 from experiments.training.state import TrainState, init_state, zero_gradient_sum
 from experiments.training.step import build_accumulate, build_apply
 from models import Model, build_llama
+from optim_jax import Plan
 
 HostBatch = Mapping[str, np.ndarray]
 DeviceBatch = Mapping[str, jax.Array]
@@ -37,7 +41,26 @@ class Setup:
     model: Model
     optimizer: Optimizer
     data: TextData
-    abstract_state: TrainState  # shapes, dtypes and shardings
+    padding: Padding  # between the run's layout and what checkpoints hold
+
+    @property
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the run's state."""
+        return self.padding.state
+
+    @functools.cached_property
+    def plan(self) -> Plan | None:
+        """How Shampoo cuts the parameters; None for other optimizers."""
+        plan = self.optimizer.plan
+        return None if plan is None else plan(self.abstract_state.params)
+
+    @property
+    def refresh_every(self) -> int:
+        """Steps between refreshes by the loop; 0 where the optimizer sees to it."""
+        external = self.config.optimizer.refresh == "external"
+        if self.optimizer.plan is None or not external:
+            return 0
+        return self.config.optimizer.precondition_frequency
 
     @property
     def trajectory(self) -> dict[str, Any]:
@@ -93,9 +116,7 @@ def build_setup(
     require_divisible_batch(rows, mesh)
     processes = jax.process_count()
     model = build_llama(config.model)
-    optimizer = build_optimizer(
-        config.optimizer, steps=config.steps, matrix_axes=model.matrix_axes
-    )
+    optimizer = _optimizer_on(mesh, config, model)
     data = build_text_data(
         config.data,
         rows=rows // processes,
@@ -111,16 +132,45 @@ def build_setup(
             f"{data.tokenizer.vocab_size} tokens of data.tokenizer="
             f"{config.data.tokenizer!r}"
         )
-    abstract_state = abstract_train_state(model, optimizer, mesh, config.seed)
-    return Setup(config, mesh, model, optimizer, data, abstract_state)
+    padding = find_padding(
+        abstract_train_state(model, optimizer, mesh, config.seed),
+        _shapes(model, _optimizer_on(None, config, model), config.seed),
+        mesh,
+    )
+    return Setup(config, mesh, model, optimizer, data, padding)
+
+
+def _optimizer_on(mesh: Mesh | None, config: TrainConfig, model: Model) -> Optimizer:
+    """The optimizer of a run, laid out for a mesh; None for one device."""
+    specs = None
+    if mesh is not None and mesh.size == 1:
+        mesh = None
+    if mesh is not None:
+        params = jax.eval_shape(model.init, jax.random.key(config.seed))
+        shardings = param_shardings(params, model.partition_rules, mesh)
+        specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
+    return build_optimizer(
+        config.optimizer,
+        steps=config.steps,
+        matrix_axes=model.matrix_axes,
+        mesh=mesh,
+        param_specs=specs,
+    )
+
+
+def _shapes(model: Model, optimizer: Optimizer, seed: int) -> TrainState:
+    return jax.eval_shape(init_state(model, optimizer.transformation, seed))
 
 
 def abstract_train_state(
     model: Model, optimizer: Optimizer, mesh: Mesh, seed: int
 ) -> TrainState:
     """Shapes, dtypes and shardings of a run's state, without computing it."""
-    abstract = jax.eval_shape(init_state(model, optimizer.transformation, seed))
-    shardings = state_shardings(abstract, abstract.params, model.partition_rules, mesh)
+    abstract = _shapes(model, optimizer, seed)
+    plan = None if optimizer.plan is None else optimizer.plan(abstract.params)
+    shardings = state_shardings(
+        abstract, abstract.params, model.partition_rules, mesh, plan
+    )
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=sharding
@@ -132,11 +182,13 @@ def abstract_train_state(
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-    """The two compiled functions of a training step, and an empty accumulation."""
+    """The two compiled functions of a training step, and what goes with them."""
 
     accumulate: Callable[..., Any]
     apply: Callable[..., Any]
-    zero_sums: Callable[[], Any]
+    zero_sums: Callable[[], Any]  # an empty accumulation
+    refresh: Callable[[TrainState], TrainState] | None  # where the loop refreshes
+    counters: Callable[[TrainState], Any] | None  # of Shampoo, outliving the state
     temporary_bytes: int
 
 
@@ -179,6 +231,22 @@ def compile_step(setup: Setup, example: DeviceBatch) -> CompiledStep:
         .lower(state, sums)
         .compile()
     )
+    programs, refresh = [accumulate, apply], None
+    if setup.refresh_every:
+        refresh = (
+            jax.jit(
+                build_refresh(setup.plan),
+                in_shardings=(state_sharding,),
+                out_shardings=state_sharding,
+                donate_argnums=0,
+            )
+            .lower(state)
+            .compile()
+        )
+        programs.append(refresh)
+    copied = None
+    if setup.plan is not None:
+        copied = setup.in_turn(jax.jit(counters, out_shardings=whole))
     return CompiledStep(
         accumulate=setup.in_turn(accumulate),
         apply=setup.in_turn(apply),
@@ -187,9 +255,10 @@ def compile_step(setup: Setup, example: DeviceBatch) -> CompiledStep:
                 lambda: zero_gradient_sum(state.params), out_shardings=sums_sharding
             )
         ),
+        refresh=None if refresh is None else setup.in_turn(refresh),
+        counters=copied,
         temporary_bytes=max(
-            compiled.memory_analysis().temp_size_in_bytes
-            for compiled in (accumulate, apply)
+            compiled.memory_analysis().temp_size_in_bytes for compiled in programs
         ),
     )
 
@@ -199,3 +268,14 @@ def initial_state(setup: Setup) -> TrainState:
     init = init_state(setup.model, setup.optimizer.transformation, setup.config.seed)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state)
     return jax.jit(init, out_shardings=shardings)()
+
+
+def stored_state(setup: Setup, state: TrainState) -> TrainState:
+    """A state as checkpoints hold it, the same on every mesh."""
+    return setup.in_turn(setup.padding.remove)(state)
+
+
+def state_from_stored(setup: Setup, stored: TrainState) -> TrainState:
+    """The inverse of `stored_state`, in the layout of this run."""
+    init = init_state(setup.model, setup.optimizer.transformation, setup.config.seed)
+    return setup.in_turn(setup.padding.add)(stored, init)

@@ -129,7 +129,7 @@ def test_clipping_comes_before_averaging():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("adam", "optimizer.name must be one of adamw, .* sgd, each also as gpa"),
+        ("adam", "optimizer.name must be one of adamw, .* soap, each also as gpa"),
         ("gpa+nope", "got 'gpa.nope'"),
         ("gpa+gpa_adamw", "gpa_adamw already averages"),
     ],

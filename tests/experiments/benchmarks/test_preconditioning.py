@@ -53,7 +53,7 @@ def test_the_slowest_percentile_counts():
 
 
 def test_runs_on_a_tiny_tree(capsys):
-    report = preconditioning.report_on("tiny", rounds=1)
+    report = preconditioning.report_on("tiny", rounds=1, block=32)
     printed = capsys.readouterr().out
     assert "| shampoo |" in printed and "each step" in printed
     for figures in report["methods"].values():
