@@ -20,7 +20,9 @@ _PARALLEL = flags.DEFINE_integer(
     "parallel", 0, "Training processes at once; 0: one per core on cpu, 1 on gpu."
 )
 _SEEDS = flags.DEFINE_list("seeds", ["1", "2", "3", "4", "5"], "Reporting seeds.")
-_TUNING_SEEDS = flags.DEFINE_list("tuning_seeds", ["0"], "Seeds tuned on.")
+_TUNING_SEEDS = flags.DEFINE_list(
+    "tuning_seeds", [], "Seeds tuned on; none: those of the claim's protocol."
+)
 _EXTENSIONS = flags.DEFINE_integer(
     "extensions", 3, "Learning rates every arm may add at an edge of its grid."
 )

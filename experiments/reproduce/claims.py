@@ -15,11 +15,13 @@ class Claim(NamedTuple):
       module: where `reproduce(options)` lives; imported only when asked for.
       scales: the sizes it can be run at.
       summary: one line for the list.
+      tuning_seeds: what its protocol tunes on.
     """
 
     module: str
     scales: tuple[str, ...]
     summary: str
+    tuning_seeds: tuple[int, ...] = (0,)
 
 
 CLAIMS: dict[str, Claim] = {
@@ -32,6 +34,12 @@ CLAIMS: dict[str, Claim] = {
         "experiments.reproduce.gpa_teacher_student",
         ("cpu",),
         "the same arms on teacher-student regression, minutes on one core",
+    ),
+    "shampoo_llama": Claim(
+        "experiments.reproduce.shampoo_llama",
+        ("cpu", "gpu"),
+        "Shampoo, SOAP, KL-Shampoo and GPA + SOAP against AdamW and Muon on a Llama",
+        tuning_seeds=(0, 6),
     ),
 }
 
@@ -48,7 +56,8 @@ class Options:
       parallel: training processes at once; 0: one per core on cpu (at most 8), one on
         gpu.
       seeds: reporting seeds.
-      tuning_seeds: seeds the hyperparameters are chosen on; never reporting seeds.
+      tuning_seeds: seeds the hyperparameters are chosen on, never reporting seeds; none
+        means the claim's own.
       extensions: learning rates every arm may add to its grid.
       steps: length of the runs; 0 for the protocol's own.
       overrides: `field=value` for every training run, e.g. where the data lies.
@@ -61,7 +70,7 @@ class Options:
     results_dir: pathlib.Path = pathlib.Path("experiments/results")
     parallel: int = 0
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
-    tuning_seeds: tuple[int, ...] = (0,)
+    tuning_seeds: tuple[int, ...] = ()
     extensions: int = 3
     steps: int = 0
     overrides: tuple[str, ...] = ()
@@ -82,6 +91,8 @@ class Options:
         for override in self.overrides:
             if "=" not in override:
                 raise ValueError(f"--override must be field=value, got {override!r}")
+        if not self.tuning_seeds:
+            object.__setattr__(self, "tuning_seeds", claim.tuning_seeds)
         require_separate_seeds(self.tuning_seeds, self.seeds)
 
     @property
@@ -97,10 +108,11 @@ class Options:
         A variation, such as more tuning seeds, never replaces the protocol's result.
         """
         stem = self.run_name
+        protocol = {"tuning_seeds": CLAIMS[self.name].tuning_seeds}
         for field in dataclasses.fields(self):
             if field.name in ("steps", "extensions", "tuning_seeds", "seeds"):
                 value = getattr(self, field.name)
-                if value != field.default:
+                if value != protocol.get(field.name, field.default):
                     values = value if isinstance(value, tuple) else (value,)
                     stem += f"_{field.name}_{'_'.join(map(str, values))}"
         return stem + ("_overridden" if self.overrides else "")

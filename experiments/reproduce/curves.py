@@ -71,6 +71,20 @@ def steps_to_target(
     return math.inf if reached is None else float(reached)
 
 
+def seconds_to_target(
+    seconds: Sequence[float], losses: Sequence[float], target: float
+) -> float:
+    """Seconds at the first check whose loss is at or below `target`; `inf` if none.
+
+    Args:
+      seconds: at each check, increasing.
+      losses: the loss at each check.
+      target: the loss to reach.
+    """
+    check = steps_to_target(range(len(seconds)), losses, target)
+    return float(seconds[int(check)]) if math.isfinite(check) else math.inf
+
+
 def speed_up(steps: float, total_steps: int) -> float:
     """1 - steps / total_steps: the share of the run saved; `-inf` if never reached."""
     return 1.0 - steps / total_steps

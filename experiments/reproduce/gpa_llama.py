@@ -3,239 +3,172 @@
 `--scale=cpu`: a byte-level Llama of 131 thousand parameters on standard-library text.
 `--scale=gpu`: Llama-160M on C4 at about 20 tokens per parameter, the paper's smallest
 setting as far as it is published; batch, length and warm-up are a reconstruction.
-
-Whatever is measured is reported. A speed-up is claimed only when its mean exceeds two
-standard errors against AdamW and against AdamW with an exponential average, with
-interior learning rates on both sides.
 """
 
-import os
-import pathlib
-import statistics
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable
 
 from experiments.reproduce.claims import Options
-from experiments.reproduce.llama_protocols import (
+from experiments.reproduce.llama_comparison import compare_optimizers
+from experiments.reproduce.llama_protocol import (
     Protocol,
-    checked_steps,
-    first_trials,
-    protocol_of,
-    run_of,
-)
-from experiments.reproduce.provenance import (
-    available_cores,
-    command_line,
-    provenance,
-)
-from experiments.reproduce.report import Document, describe, markdown, write_report
-from experiments.reproduce.sweep import (
-    Outcome,
-    Sweep,
-    device_environments,
-    thread_environments,
-)
-from experiments.reproduce.tuning import (
-    Arm,
-    Losses,
-    Trial,
-    best_trial,
-    is_interior,
-    tune,
+    averaging_memory,
+    optimizer_arm,
+    with_overrides,
 )
 
-
-class Evaluator:
-    """Final losses of trials, mean over the tuning seeds, through a sweep."""
-
-    def __init__(self, protocol: Protocol, sweep: Sweep, seeds: Sequence[int]):
-        self._protocol = protocol
-        self._sweep = sweep
-        self._seeds = tuple(seeds)
-
-    def __call__(self, trials: Sequence[Trial]) -> dict[Trial, float]:
-        """Runs what is not finished yet and reads the losses."""
-        runs = [
-            run_of(self._protocol, trial, seed)
-            for trial in trials
-            for seed in self._seeds
-        ]
-        finals = [outcome.final("eval/loss") for outcome in self._sweep.run(runs)]
-        rows = np.reshape(finals, (len(trials), len(self._seeds)))
-        return dict(zip(trials, map(float, rows.mean(axis=1)), strict=True))
+TITLE = "GPA and its peers"
+COMPARISONS = {"gpa": ("adamw", "adamw_ema")}
 
 
-def curve_of(outcome: Outcome, checks: Sequence[int], metric: str) -> list[float]:
-    """The metric at every checked step; `inf` from where a run diverged on.
-
-    Raises:
-      ValueError: when a run that did not diverge lacks a check.
-    """
-    found = {row["step"]: float(row[metric]) for row in outcome.rows(metric)}
-    if outcome.status == "diverged":
-        # A run that blew up has no loss worth reading at its later checks.
-        return [found.get(step, float("inf")) for step in checks[:-1]] + [float("inf")]
-    missing = [step for step in checks if step not in found]
-    if missing:
-        raise ValueError(
-            f"run {outcome.run.digest} has no {metric} at step {missing[0]}; it has "
-            f"{sorted(found)}"
-        )
-    return [found[step] for step in checks]
-
-
-def _tokens_per_second(outcome: Outcome) -> float:
-    rates = [row["perf/tokens_per_s"] for row in outcome.rows("perf/tokens_per_s")]
-    return statistics.median(rates) if rates else float("nan")
-
-
-def _arm_entry(
-    protocol: Protocol, arm: Arm, losses: Losses, outcomes: Sequence[Outcome]
-) -> dict[str, Any]:
-    best = best_trial(losses)
-    checks = checked_steps(protocol)
-    at_x = [curve_of(outcome, checks, "eval/loss") for outcome in outcomes]
-    averaged = all(outcome.rows("eval/loss_y") for outcome in outcomes)
-    at_y = [curve_of(o, checks, "eval/loss_y") for o in outcomes] if averaged else at_x
-    return {
-        "name": arm.name,
-        "label": arm.label,
-        "best": {**arm.variants[best.variant], "learning_rate": best.learning_rate},
-        "interior": is_interior(losses, protocol.factor),
-        "extensions": len(losses) - len(arm.variants) * len(protocol.learning_rates),
-        "trials": [
-            {
-                "settings": arm.variants[trial.variant],
-                "learning_rate": trial.learning_rate,
-                "loss": loss,
-            }
-            for trial, loss in sorted(losses.items())
-        ],
-        "loss": at_x,
-        "loss_y": at_y,
-        "tokens_per_s": [_tokens_per_second(outcome) for outcome in outcomes],
-        "runs": [
-            {"seed": o.run.overrides["seed"], "status": o.status, "id": o.run.digest}
-            for o in outcomes
-        ],
-    }
-
-
-def _sentences(protocol: Protocol, options: Options, parallel: int) -> list[str]:
-    budget = len(protocol.arms[0].variants) * len(protocol.learning_rates)
-    rates = ", ".join(f"{rate:g}" for rate in protocol.learning_rates)
-    sentences = [
-        *protocol.sentences,
-        f"Every arm is tuned over {budget} configurations "
-        f"({len(protocol.arms[0].variants)} variants x learning rates {rates}) and may "
-        f"add up to {options.extensions} learning rates while its best one lies at an "
-        "edge of the grid.",
-        f"Tuned on seed {', '.join(map(str, options.tuning_seeds))}, reported on other "
-        "seeds. Within a seed all configurations share initial parameters and data "
-        "order; one tuning seed is still a single draw, and a choice between "
-        "configurations that are closer than the seeds' spread is partly luck, for "
-        "every arm alike.",
-        f"Tokens/s: median of a run, {parallel} runs at once on this machine.",
-    ]
-    if options.overrides:
-        sentences.append(f"Changed for all runs: {', '.join(options.overrides)}.")
-    return sentences
-
-
-def parallel_runs(options: Options) -> int:
-    """Runs at once: what was asked for, else one per core or one accelerator."""
-    if options.parallel:
-        return options.parallel
-    return min(available_cores(), 8) if options.scale == "cpu" else 1
-
-
-def run_protocol(protocol: Protocol, options: Options, sweep: Sweep) -> Document:
-    """Tunes all arms, runs the chosen ones on the reporting seeds."""
-    losses = tune(
-        protocol.arms,
-        protocol.learning_rates,
-        Evaluator(protocol, sweep, options.tuning_seeds),
-        factor=protocol.factor,
-        extensions=options.extensions,
+def _cpu_protocol(steps: int) -> Protocol:
+    steps = steps or 1500
+    return Protocol(
+        title=TITLE,
+        preset="llama_nano_stdlib",
+        overrides={
+            "batch.size": 32,
+            "evaluation.every": max(1, steps // 20),
+            "evaluation.batches": 12,
+            "checkpoint.every": max(1, steps // 2),
+            "checkpoint.keep": 1,
+            "logging.every": max(1, steps // 50),
+            "logging.tensorboard": False,
+            "logging.progress": False,
+        },
+        steps=steps,
+        tokens_per_step=32 * 64,
+        # Variants follow the lag rule: an average over 5-15 % of a run this short.
+        arms=(
+            optimizer_arm("adamw", "AdamW", "adamw", [{"b1": 0.9}, {"b1": 0.95}]),
+            optimizer_arm(
+                "adamw_ema",
+                "AdamW + EMA",
+                "adamw_ema",
+                [{"ema_decay": averaging_memory(h)} for h in (4, 16)],
+            ),
+            optimizer_arm(
+                "schedule_free",
+                "Schedule-Free",
+                "schedule_free_adamw",
+                [{"b2": 0.95}, {"b2": 0.99}],
+                schedule="constant",
+            ),
+            optimizer_arm(
+                "diloco",
+                "DiLoCo, one worker",
+                "diloco_adamw",
+                [{"outer_momentum": 0.5}, {"outer_momentum": 0.9}],
+                inner_steps=16,
+                outer_learning_rate=0.7,
+            ),
+            optimizer_arm(
+                "gpa",
+                "GPA",
+                "gpa_adamw",
+                [{"mu_x": averaging_memory(h)} for h in (8, 16)],
+                mu_y=0.7,
+            ),
+        ),
+        learning_rates=(6e-3, 12e-3, 24e-3),
+        factor=2.0,
+        comparisons=COMPARISONS,
+        sentences=(
+            "Byte-level Llama with 131 thousand parameters on standard-library text, "
+            f"{steps} steps of 32 x 64 bytes; warm-up over 5 %, then cosine to zero "
+            "(Schedule-Free: constant); b2 = 0.95 unless varied, decay 0.1 on "
+            "matrices, gradients clipped at norm 1; validated on 384 fixed windows.",
+            "GPA and AdamW + EMA: mu_x = 0.9^(1/H), varied are H = 8, 16 and "
+            "H = 4, 16.",
+        ),
     )
-    runs = [
-        run_of(protocol, best_trial(losses[arm.name]), seed)
-        for arm in protocol.arms
-        for seed in options.seeds
-    ]
-    outcomes = sweep.run(runs)
-    count = len(options.seeds)
-    return {
-        "claim": options.name,
-        "title": f"Llama ({protocol.preset}): GPA and its peers",
-        "provenance": provenance(command_line()),
-        "protocol": _sentences(protocol, options, parallel_runs(options)),
-        "total_steps": protocol.steps,
-        "checks": checked_steps(protocol),
-        "baseline": "adamw",
-        "control": "adamw_ema",
-        "subject": "gpa",
-        "loss_name": "validation loss (nats per token)",
-        "seeds": list(options.seeds),
-        "tuning_seeds": list(options.tuning_seeds),
-        "preset": protocol.preset,
-        "overrides": {**protocol.overrides, "steps": protocol.steps},
-        "arms": [
-            _arm_entry(
-                protocol,
-                arm,
-                losses[arm.name],
-                outcomes[index * count : (index + 1) * count],
-            )
-            for index, arm in enumerate(protocol.arms)
-        ],
-    }
 
 
-def plan(protocol: Protocol, options: Options, root: pathlib.Path) -> str:
-    """What would run: arms, configurations, totals and every first command."""
-    trials, tuned = first_trials(protocol), len(options.tuning_seeds)
-    tuning, reporting = len(trials) * tuned, len(protocol.arms) * len(options.seeds)
-    most = len(protocol.arms) * options.extensions * tuned
-    tokens = protocol.steps * protocol.tokens_per_step
-    lines = [f"* {s}" for s in _sentences(protocol, options, parallel_runs(options))]
-    for arm in protocol.arms:
-        lines.append(f"{arm.label}: {describe(arm.fixed)}")
-        lines += [f"  {describe(variant)}" for variant in arm.variants]
-    lines += [
-        f"{tuning} tuning runs, at most {most} extensions, {reporting} reporting runs; "
-        f"{tokens / 1e9:.3g} billion tokens each, "
-        f"{tokens * (tuning + reporting) / 1e9:.4g} to "
-        f"{tokens * (tuning + most + reporting) / 1e9:.4g} billion in all; "
-        f"{parallel_runs(options)} at once",
-        "first commands:",
-    ]
-    for trial in trials:
-        for seed in options.tuning_seeds:
-            run = run_of(protocol, trial, seed)
-            command = ["python -m experiments.train_llama", *run.flags]
-            lines.append(
-                "  " + " ".join([*command, f"--output_dir={root / run.digest}"])
-            )
-    return "\n".join(lines)
+def _gpu_protocol(steps: int) -> Protocol:
+    steps = steps or 12_000
+    horizons = (8, 16, 32, 64)
+    return Protocol(
+        title=TITLE,
+        preset="llama_160m_c4",
+        overrides={
+            "batch.size": 128,
+            "data.seq_len": 2048,
+            "evaluation.every": max(1, steps // 60),
+            "checkpoint.keep": 1,
+            "optimizer.warmup_fraction": 0.05,
+            "logging.progress": False,
+        },
+        steps=steps,
+        tokens_per_step=128 * 2048,
+        arms=(
+            optimizer_arm(
+                "adamw",
+                "AdamW",
+                "adamw",
+                [{"b1": b1, "b2": b2} for b1 in (0.9, 0.95) for b2 in (0.95, 0.99)],
+            ),
+            optimizer_arm(
+                "adamw_ema",
+                "AdamW + EMA",
+                "adamw_ema",
+                [{"ema_decay": averaging_memory(h)} for h in horizons],
+            ),
+            optimizer_arm(
+                "schedule_free",
+                "Schedule-Free",
+                "schedule_free_adamw",
+                [
+                    {"b2": b2, "warmup_fraction": share}
+                    for b2 in (0.95, 0.99)
+                    for share in (0.05, 0.1)
+                ],
+                schedule="constant",
+            ),
+            optimizer_arm(
+                "diloco",
+                "DiLoCo, one worker",
+                "diloco_adamw",
+                [
+                    {"inner_steps": steps_, "outer_momentum": momentum}
+                    for steps_ in (16, 64)
+                    for momentum in (0.5, 0.9)
+                ],
+                outer_learning_rate=0.7,
+            ),
+            optimizer_arm(
+                "gpa",
+                "GPA",
+                "gpa_adamw",
+                [{"mu_x": averaging_memory(h)} for h in horizons],
+                mu_y=0.7,
+            ),
+        ),
+        learning_rates=(5e-4, 1e-3, 2e-3, 4e-3),
+        factor=2.0,
+        comparisons=COMPARISONS,
+        sentences=(
+            f"Llama-160M on C4, {steps} steps of 128 x 2,048 tokens "
+            f"({steps * 128 * 2048 / 1e9:.2f} billion tokens); warm-up over 5 %, then "
+            "cosine to zero (Schedule-Free: constant); b = (0.9, 0.95) unless varied, "
+            "decay 0.1 on matrices, gradients clipped at norm 1. Batch, length, "
+            "warm-up and learning-rate grid are a reconstruction.",
+            "GPA and AdamW + EMA: mu_x = 0.9^(1/H), H = 8, 16, 32, 64; GPA's "
+            "mu_y = 0.7.",
+        ),
+    )
+
+
+PROTOCOLS: dict[str, Callable[[int], Protocol]] = {
+    "cpu": _cpu_protocol,
+    "gpu": _gpu_protocol,
+}
+
+
+def protocol_of(options: Options) -> Protocol:
+    """The protocol of a scale, with the overrides of the command line."""
+    protocol = PROTOCOLS[options.scale](options.steps)
+    return with_overrides(protocol, options.overrides)
 
 
 def reproduce(options: Options) -> None:
     """Runs the sweep and writes its table, figure and JSON."""
-    protocol = protocol_of(options)
-    root = options.output_dir / options.run_name
-    if options.dry_run:
-        print(plan(protocol, options, root))
-        return
-    parallel = parallel_runs(options)
-    environments = (
-        thread_environments(parallel)
-        if options.scale == "cpu"
-        else device_environments(parallel, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    )
-    document = run_protocol(protocol, options, Sweep(root, environments))
-    paths = write_report(document, options.results_dir, options.result_name)
-    print(markdown(document))
-    print("\n".join(f"written: {path}" for path in paths))
+    compare_optimizers(protocol_of(options), options)

@@ -1,12 +1,13 @@
 """Result documents: one JSON holds everything, table and findings are made from it.
 
 A document has the keys `claim`, `title`, `provenance`, `protocol` (sentences),
-`total_steps`, `checks` (steps at which losses were taken), `baseline` and `control`
-(arm names), `subject` (the arm the claim is about), `seeds`, `tuning_seeds`, `arms`
-and optionally `acceptance`. Each arm has `name`, `label`, `best` (settings), `trials`
+`total_steps`, `checks` (steps at which losses were taken), `baseline` (an arm's name),
+`comparisons` (each a `subject`, the arm a claim is about, and the arms `against` which
+it must hold), `seeds`, `tuning_seeds`, `arms` and optionally `sections` and
+`acceptance`. Each arm has `name`, `label`, `best` (settings), `trials`
 (settings, learning rate, loss), `extensions`, `interior`, `loss` and `loss_y`
-([seeds, checks]) and `tokens_per_s` (one per seed, or empty). An arm whose trials are
-some of another arm's names that one under `part_of`.
+([seeds, checks]), perhaps `seconds` (likewise), and `tokens_per_s` (one per seed, or
+empty). An arm whose trials are some of another arm's names that one under `part_of`.
 """
 
 import json
@@ -83,9 +84,9 @@ class Finding(NamedTuple):
     holds: bool
 
 
-def finding_against(document: Document, baseline: str) -> Finding:
-    """Whether the subject's speed-up over one baseline exceeds two errors."""
-    subject = arm_named(document, document["subject"])
+def finding_against(document: Document, subject_name: str, baseline: str) -> Finding:
+    """Whether a subject's speed-up over one baseline exceeds two errors."""
+    subject = arm_named(document, subject_name)
     other = arm_named(document, baseline)
     result = compare_arms(document, subject["name"], baseline)
     holds = (
@@ -111,16 +112,20 @@ def finding_against(document: Document, baseline: str) -> Finding:
 
 
 def findings(document: Document) -> list[Finding]:
-    """The subject against the baseline and against the control, and the verdict."""
-    against = [
-        finding_against(document, document[role]) for role in ("baseline", "control")
-    ]
-    label = arm_named(document, document["subject"])["label"]
-    holds = all(finding.holds for finding in against)
-    verdict = (
-        f"A speed-up of {label} is {'' if holds else 'not '}claimed from this run."
-    )
-    return [*against, Finding(verdict, holds)]
+    """Every subject against each of its baselines, and a verdict on each subject."""
+    found = []
+    for comparison in document["comparisons"]:
+        subject = comparison["subject"]
+        against = [
+            finding_against(document, subject, name) for name in comparison["against"]
+        ]
+        label = arm_named(document, subject)["label"]
+        holds = all(finding.holds for finding in against)
+        verdict = (
+            f"A speed-up of {label} is {'' if holds else 'not '}claimed from this run."
+        )
+        found += [*against, Finding(verdict, holds)]
+    return found
 
 
 def number(value: float, digits: int = 4) -> str:

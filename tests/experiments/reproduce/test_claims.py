@@ -10,12 +10,20 @@ from experiments.reproduce.claims import CLAIMS, Options, find_claim, reproduce
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
+_AVERAGING = ("AdamW", "AdamW + EMA", "Schedule-Free", "DiLoCo", "GPA")
+LABELS = {
+    "gpa_llama": _AVERAGING,
+    "gpa_teacher_student": _AVERAGING,
+    "shampoo_llama": ("AdamW", "Muon", "Shampoo", "SOAP", "KL-Shampoo", "GPA + SOAP"),
+}
+
+
 @pytest.mark.parametrize("name", sorted(CLAIMS))
 def test_every_claim_has_a_plan_at_every_scale(name, capsys):
     for scale in CLAIMS[name].scales:
         reproduce(Options(name, scale=scale, dry_run=True))
         plan = capsys.readouterr().out
-        for label in ("AdamW", "AdamW + EMA", "Schedule-Free", "DiLoCo", "GPA"):
+        for label in LABELS[name]:
             assert label in plan
 
 
@@ -48,6 +56,11 @@ def test_bad_requests_are_refused(fields, message):
 def test_a_variation_never_replaces_the_protocols_result():
     protocol = Options("gpa_llama")
     assert protocol.result_name == protocol.run_name == "gpa_llama_cpu"
+    # Without a word about tuning seeds a claim takes its own.
+    assert Options("shampoo_llama").tuning_seeds == (0, 6)
+    assert Options("shampoo_llama").result_name == "shampoo_llama_cpu"
+    one = Options("shampoo_llama", tuning_seeds=(0,))
+    assert one.result_name == "shampoo_llama_cpu_tuning_seeds_0"
     variations = [
         Options("gpa_llama", steps=10),
         Options("gpa_llama", seeds=(1, 2, 3)),
@@ -65,7 +78,7 @@ def test_a_variation_never_replaces_the_protocols_result():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "error: give one claim: gpa_llama, gpa_teacher_student"),
+        ([], "error: give one claim: gpa_llama, gpa_teacher_student, shampoo_llama"),
         (["nope"], "error: no claim named 'nope'"),
         (["gpa_llama", "--seeds=1,x"], "error: --seeds must be a comma-separated"),
     ],

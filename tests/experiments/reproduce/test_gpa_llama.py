@@ -7,13 +7,9 @@ from experiments.config import TrainConfig
 from experiments.config_fields import with_overrides
 from experiments.presets import LLAMA, preset_by_name
 from experiments.reproduce.claims import Options
-from experiments.reproduce.gpa_llama import curve_of, plan, run_protocol
-from experiments.reproduce.llama_protocols import (
-    checked_steps,
-    first_trials,
-    protocol_of,
-    run_of,
-)
+from experiments.reproduce.gpa_llama import protocol_of
+from experiments.reproduce.llama_comparison import curve_of, plan, run_protocol
+from experiments.reproduce.llama_protocol import checked_steps, first_trials, run_of
 from experiments.reproduce.report import arm_named, encode, markdown
 from experiments.reproduce.sweep import Outcome, Run
 from experiments.reproduce.tuning import require_equal_budgets
@@ -45,7 +41,7 @@ class FakeSweep:
             rows = []
             for step in range(every, last + 1, every):
                 loss = final + (last - step) / last
-                row = {"step": step, "eval/loss": loss}
+                row = {"step": step, "eval/loss": loss, "wall_s": 0.5 * step}
                 rows.append(row | ({"eval/loss_y": loss + 0.5} if averages else {}))
                 rows.append({"step": step, "perf/tokens_per_s": 100.0})
             text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -83,6 +79,7 @@ def test_the_document_holds_what_the_runs_wrote(reproduced):
     assert gpa["loss_y"][1][-1] == pytest.approx(1.22)
     assert adamw["loss_y"] == adamw["loss"]
     assert gpa["tokens_per_s"] == [100.0, 100.0]
+    assert gpa["seconds"][0][-1] == 50.0
     assert document["checks"][-1] == document["total_steps"] == 100
     assert [run["seed"] for run in gpa["runs"]] == [1, 2]
     assert "| GPA |" in markdown(encode(document))

@@ -53,8 +53,7 @@ def document():
         "total_steps": 30,
         "checks": [10, 20, 30],
         "baseline": "adamw",
-        "control": "adamw_ema",
-        "subject": "gpa",
+        "comparisons": [{"subject": "gpa", "against": ["adamw", "adamw_ema"]}],
         "seeds": [1, 2],
         "tuning_seeds": [0],
         "arms": [
