@@ -3,6 +3,6 @@
 import os
 
 # On CPUs XLA calls LAPACK from several threads at once. Threads of LAPACK's own then
-# make batched eigendecompositions ten times slower, now and then without end. The
-# variable is read when the first decomposition is compiled.
+# make eigendecompositions ten times slower. The variable is read when the first
+# decomposition is compiled.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -8,7 +8,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# XLA calls LAPACK from several threads; threads of its own can then hang.
+# XLA calls LAPACK from several threads; threads of its own would slow that down.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax

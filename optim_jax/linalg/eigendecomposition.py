@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optim_jax.linalg.lapack import eigh
 from optim_jax.linalg.solver_info import (
     SolverInfo,
     all_finite,
@@ -42,7 +43,7 @@ def eigendecomposition(
     a = check_square("a", a)
     check_nonnegative(eps=eps)
     perturbed, finite = finite_or_identity(perturb(a, eps))
-    eigenvalues, eigenvectors = jnp.linalg.eigh(perturbed, symmetrize_input=True)
+    eigenvalues, eigenvectors = eigh(perturbed)
     residual = (
         matmul(perturbed, eigenvectors) - eigenvectors * eigenvalues[..., None, :]
     )

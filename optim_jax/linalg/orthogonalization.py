@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optim_jax.linalg.lapack import svd
 from optim_jax.linalg.solver_info import (
     SolverInfo,
     all_finite,
@@ -67,7 +68,7 @@ def orthogonalize(
     safe = jnp.where(finite[..., None, None], a, 0.0)
     tall = safe.shape[-2] >= safe.shape[-1]
     if method == "svd":
-        left, singular, right = jnp.linalg.svd(safe, full_matrices=False)
+        left, singular, right = svd(safe)
         polar, count = matmul(left, right), 1
         result = polar
         if scale_by_nuclear_norm:

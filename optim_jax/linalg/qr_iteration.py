@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from optim_jax.linalg.eigendecomposition import off_diagonal_ratio
+from optim_jax.linalg.lapack import qr
 from optim_jax.linalg.solver_info import (
     SolverInfo,
     all_finite,
@@ -91,7 +92,7 @@ def qr_eigendecomposition_with_order(
     rotated = matmul(transpose(basis), matmul(safe, basis))
 
     def improve(rotated: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
-        orthogonal, triangular = jnp.linalg.qr(rotated)
+        orthogonal, triangular = qr(rotated)
         return matmul(triangular, orthogonal), matmul(basis, orthogonal)
 
     if tolerance == 0.0:

@@ -13,7 +13,7 @@ import numpy as np
 
 from optim_jax.preconditioning.direction import init_state
 from optim_jax.preconditioning.layout import Bucket, Layout
-from optim_jax.preconditioning.mesh import place_blocks
+from optim_jax.preconditioning.mesh import place_blocks, place_scalar
 from optim_jax.preconditioning.packing import pack_symmetric, unpack_symmetric
 from optim_jax.preconditioning.plan import Plan
 from optim_jax.preconditioning.state import BucketState, Health, ShampooState
@@ -281,11 +281,13 @@ def _from_canonical(tree: Mapping[str, Any], plan: Plan) -> ShampooState:
         for key, array in empty.health.failures.items()
     }
     counters = {
-        name: jnp.asarray(health[name], getattr(empty.health, name).dtype)
+        name: place_scalar(
+            jnp.asarray(health[name], getattr(empty.health, name).dtype), layout.options
+        )
         for name in _COUNTERS
     }
     return ShampooState(
-        jnp.asarray(tree["count"], jnp.int32),
+        place_scalar(jnp.asarray(tree["count"], jnp.int32), layout.options),
         moments("mu"),
         buckets,
         moments("graft"),

@@ -1,6 +1,5 @@
 """One step of Shampoo on buckets: statistics, refresh, first moment, direction."""
 
-import functools
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from optim_jax.preconditioning.diagonal import (
 from optim_jax.preconditioning.factors import RefreshInputs
 from optim_jax.preconditioning.kronecker_methods import KRONECKER_METHODS
 from optim_jax.preconditioning.layout import Bucket, Layout
-from optim_jax.preconditioning.mesh import new_stack
+from optim_jax.preconditioning.mesh import new_stack, place_scalar
 from optim_jax.preconditioning.moments import (
     Weights,
     first_moment_correction,
@@ -57,7 +56,9 @@ def has_first_moment(hyperparameters: Hyperparameters) -> bool:
 def init_state(layout: Layout, hyperparameters: Hyperparameters) -> ShampooState:
     """State before the first step."""
     options, method = layout.options, block_method(layout.options)
-    zero = functools.partial(jnp.zeros, [], jnp.int32)
+
+    def zero(dtype: Any = jnp.int32) -> jax.Array:
+        return place_scalar(jnp.zeros([], dtype), options)
 
     def moments(dtype: Any) -> dict[str, jax.Array]:
         return {
@@ -89,9 +90,9 @@ def init_state(layout: Layout, hyperparameters: Hyperparameters) -> ShampooState
         skipped=zero(),
         total_failures=zero(),
         failures=failures,
-        max_residual=jnp.zeros([], jnp.float32),
+        max_residual=zero(jnp.float32),
         iterations=zero(),
-        off_diagonal=jnp.zeros([], jnp.float32),
+        off_diagonal=zero(jnp.float32),
     )
     return ShampooState(zero(), mu, buckets, graft, health)
 

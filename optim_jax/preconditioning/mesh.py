@@ -101,8 +101,22 @@ def new_stack(
 
     if options.mesh is None:
         return make()
-    sharding = NamedSharding(options.mesh, blocks_spec(options))
-    return jax.jit(make, out_shardings=sharding)()
+    spec = blocks_spec(options)
+    if is_explicit(options.mesh):  # the types of computed stacks name every axis
+        spec = PartitionSpec(*spec, *[None] * (len(shape) - 1))
+    return jax.jit(make, out_shardings=NamedSharding(options.mesh, spec))()
+
+
+def place_scalar(scalar: jax.Array, options: Options) -> jax.Array:
+    """Gives a scalar to every device of the mesh.
+
+    Left on one device, it would move there in the first step, and the second would be
+    compiled again.
+    """
+    if options.mesh is None:
+        return scalar
+    sharding = NamedSharding(options.mesh, PartitionSpec())
+    return jax.jit(lambda x: x, out_shardings=sharding)(scalar)
 
 
 def on_each_device(

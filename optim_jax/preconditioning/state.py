@@ -36,7 +36,8 @@ class Health(NamedTuple):
       refreshes: int32, refreshes of all or some roots.
       skipped: int32, steps in which a leaf was skipped for a non-finite gradient.
       total_failures: int32, failed refreshes of blocks, summed over time.
-      failures: per bucket int32 (S,), consecutive failures of each block.
+      failures: per bucket int32 (S, modes), consecutive failures of each factor; one
+        of a block that fails counts for all of them where they are solved together.
       max_residual: float32, largest residual of a solver at the last refresh.
       iterations: int32, most iterations of a solver at the last refresh.
       off_diagonal: float32, largest relative off-diagonal norm that the last refresh

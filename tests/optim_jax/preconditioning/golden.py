@@ -12,7 +12,6 @@ import numpy as np
 import optax
 
 import optim_jax
-from optim_jax.preconditioning.canonical import to_canonical_state
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "golden" / "shampoo"
 
@@ -106,8 +105,32 @@ def make_preconditioner(options):
     return _PRECONDITIONERS[kind](**keywords)
 
 
-def make_optimizer(case):
-    """Our transformation with the options of a stored case, and its direction alone."""
+def direction_options(case, dtype):
+    """The keywords of `scale_by_shampoo` that a stored case stands for."""
+    config = case["config"]
+    preconditioner, grafting = config["preconditioner"], config["grafting"]
+    method = make_preconditioner(preconditioner)
+    pseudo = getattr(getattr(method, "method", None), "pseudo_inverse", False)
+    return {
+        "b1": config["beta1"],
+        "b2": config["beta2"],
+        "b3": config["beta3"],
+        "eps": 0.0 if pseudo else config["epsilon"],
+        "relative_epsilon": 0.0,
+        "max_preconditioner_dim": _unlimited(config["max_preconditioner_dim"]),
+        "target_dimensionality": _unlimited(config["target_parameter_dimensionality"]),
+        "precondition_frequency": config["precondition_frequency"],
+        "start_preconditioning_step": config["start_preconditioning_step"],
+        "bias_correction": config["use_bias_correction"],
+        "grafting": grafting and _diagonal(optim_jax.Graft, grafting),
+        "preconditioner": method,
+        "factor_dtype": preconditioner.get("factor_dtype", dtype),
+        "inverse_dtype": preconditioner.get("inverse_dtype", dtype),
+    }
+
+
+def make_optimizer(case, dtype):
+    """Our transformation with the options of a stored case."""
     config = case["config"]
     schedule = config.get("lr_schedule")
     if schedule is None:
@@ -118,10 +141,6 @@ def make_optimizer(case):
         def learning_rate(count):
             return jnp.asarray(table)[count]
 
-    preconditioner = config["preconditioner"]
-    dtype = jnp.dtype(case["dtype"])
-    method = make_preconditioner(preconditioner)
-    pseudo = getattr(getattr(method, "method", None), "pseudo_inverse", False)
     averaging = config["iterate_averaging"] or {}
     kind = averaging.get("type")
     averaged = kind in ("gpa", "schedule_free")
@@ -130,29 +149,15 @@ def make_optimizer(case):
         momentum = optim_jax.Momentum(
             averaging["momentum"], averaging["dampening"], averaging["use_nesterov"]
         )
-    grafting = config["grafting"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of delayed starts without grafting
         base = optim_jax.shampoo(
             learning_rate,
-            b1=config["beta1"],
-            b2=config["beta2"],
-            b3=config["beta3"],
-            eps=0.0 if pseudo else config["epsilon"],
-            relative_epsilon=0.0,
             weight_decay=0.0 if averaged else config["weight_decay"],
             weight_decay_type=config["weight_decay_type"],
             peak_lr=config["lr"],
-            max_preconditioner_dim=_unlimited(config["max_preconditioner_dim"]),
-            target_dimensionality=_unlimited(config["target_parameter_dimensionality"]),
-            precondition_frequency=config["precondition_frequency"],
-            start_preconditioning_step=config["start_preconditioning_step"],
-            bias_correction=config["use_bias_correction"],
-            grafting=grafting and _diagonal(optim_jax.Graft, grafting),
-            preconditioner=method,
             momentum=momentum,
-            factor_dtype=preconditioner.get("factor_dtype", dtype),
-            inverse_dtype=preconditioner.get("inverse_dtype", dtype),
+            **direction_options(case, dtype),
         )
     if kind == "gpa":
         return optim_jax.gpa(
@@ -173,9 +178,42 @@ def make_optimizer(case):
     return base
 
 
-def load_problem(case):
+def internals(case, state, params, dtype):
+    """What our state holds, under the names of the stored internals."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plan = optim_jax.plan_preconditioners(params, **direction_options(case, dtype))
+    canonical = optim_jax.to_canonical_state(state, plan)
+    (tree,) = _canonical_nodes(canonical)
+    rotated = case["config"]["preconditioner"]["type"] == "eigenvalue_corrected"
+    names = {
+        "second_moment": "corrected_eigenvalues" if rotated else "diag",
+        "graft": "diag",
+        "mu": "filtered_grad",
+    }
+    found = {}
+    for path, blocks in tree["params"].items():
+        leaf = path.strip("[]'")
+        for number, entry in blocks.items():
+            for name, value in entry.items():
+                key = f"{names.get(name, name)}/{leaf}/block_{number}"
+                if not isinstance(value, tuple):
+                    found[key] = value
+                    continue
+                found |= {f"{key}/{i}": matrix for i, matrix in enumerate(value)}
+    return found
+
+
+def _canonical_nodes(tree):
+    def is_canonical(node):
+        return isinstance(node, dict) and "health" in node
+
+    leaves = jax.tree.leaves(tree, is_leaf=is_canonical)
+    return [leaf for leaf in leaves if is_canonical(leaf)]
+
+
+def load_problem(case, dtype):
     """Initial parameters, gradients (steps, ...), and everything that was stored."""
-    dtype = case["dtype"]
     with np.load(FOLDER / f"problem_{case['problem']}.npz") as data:
         params = {name: data[f"init/{name}"].astype(dtype) for name in case["params"]}
         grads = {name: data[f"grads/{name}"].astype(dtype) for name in case["params"]}
@@ -205,13 +243,3 @@ def replay(tx, params, grads):
         path,
     )
     return path, state, last
-
-
-__all__ = [
-    "load_problem",
-    "make_optimizer",
-    "make_preconditioner",
-    "read_cases",
-    "replay",
-    "to_canonical_state",
-]
