@@ -24,6 +24,8 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-experiments
 	$(BIN)/python -m experiments.benchmarks.step_time
+	$(BIN)/python -m experiments.benchmarks.preconditioning --threads=1
+	$(BIN)/python -m experiments.benchmarks.train_step
 	$(BIN)/python -m experiments.benchmarks.trainer_overhead
 
 $(VENV)/.installed-%: setup.cfg pyproject.toml

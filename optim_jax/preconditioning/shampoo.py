@@ -293,6 +293,10 @@ def soap(
     steps, no grafting, and `preconditioner=EigenvalueCorrected()`. The second moment
     follows every step's basis; it is not rotated when the basis changes.
 
+    The eigenbasis of a singular factor is not unique. In the first steps of a vector,
+    or where gradients have few rows, rounding alone picks it, and runs on different
+    meshes then differ by more than rounding.
+
     Args, returns and errors are those of `shampoo`.
 
     References:

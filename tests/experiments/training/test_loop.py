@@ -2,46 +2,31 @@
 
 import json
 import math
-import os
-import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.curves import read_curve
 from experiments.training import launch, prepare, run
-from experiments.training.metrics import read_metrics
 from optim_jax import gpa_eval_params
-
-ONE_DEVICE = jax.devices()[:1]
+from tests.experiments.training.runs import (
+    ONE_DEVICE,
+    metric_rows,
+    preempt_after,
+    state_leaves,
+)
 
 
 def _run(config, folder, **options):
     return run(config, folder, devices=ONE_DEVICE, **options)
 
 
-def _rows(folder, split):
-    return [row for row in read_metrics(folder) if row["split"] == split]
-
-
-def _leaves(state):
-    return [
-        np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-        for leaf in jax.tree.leaves(state)
-    ]
-
-
-def _is_key(leaf):
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def test_run_learns_and_leaves_everything_behind(tiny_config, tmp_path):
     config = tiny_config(steps=30, optimizer__learning_rate=2e-2)
     result = _run(config, tmp_path / "run")
     assert result.status == "finished" and result.step == 30
-    losses = [row["train/loss"] for row in _rows(tmp_path / "run", "train")]
+    losses = [row["train/loss"] for row in metric_rows(tmp_path / "run", "train")]
     assert len(losses) == 30 and losses[-1] < losses[0] - 1.0
     curve = read_curve(tmp_path / "run")
     assert list(curve.steps) == [5, 10, 15, 20, 25, 30]
@@ -49,14 +34,14 @@ def test_run_learns_and_leaves_everything_behind(tiny_config, tmp_path):
     status = json.loads((tmp_path / "run" / "run_status.json").read_text())
     assert status["status"] == "finished" and status["step"] == 30
     assert (tmp_path / "run" / "checkpoints" / "30").is_dir()
-    tokens = [row["tokens"] for row in _rows(tmp_path / "run", "train")]
+    tokens = [row["tokens"] for row in metric_rows(tmp_path / "run", "train")]
     assert tokens == [8 * 32 * step for step in range(1, 31)]
 
 
 def test_the_same_run_twice_is_bitwise_the_same(tiny_config, tmp_path):
     for name in ("a", "b"):
         _run(tiny_config(optimizer__name="gpa_adamw"), tmp_path / name)
-    first, second = (_rows(tmp_path / name, "train") for name in ("a", "b"))
+    first, second = (metric_rows(tmp_path / name, "train") for name in ("a", "b"))
     assert [r["train/loss"] for r in first] == [r["train/loss"] for r in second]
 
 
@@ -77,30 +62,19 @@ def test_stopping_in_the_middle_and_going_on_changes_nothing(
     straight.run()
     # A preemption at step 6: the flag is what a SIGTERM sets.
     broken = prepare(config(), tmp_path / "broken", devices=ONE_DEVICE)
-    _preempt_after(broken.loop, step=6)
+    preempt_after(broken.loop, step=6)
     assert broken.run().status == "preempted"
     resumed = prepare(config(), tmp_path / "broken", resume=True, devices=ONE_DEVICE)
     assert resumed.loop.step == 6
     assert resumed.run().status == "finished"
     for a, b in zip(
-        _leaves(straight.loop.state), _leaves(resumed.loop.state), strict=True
+        state_leaves(straight.loop.state), state_leaves(resumed.loop.state), strict=True
     ):
         np.testing.assert_array_equal(a, b)
-    rows = [_rows(tmp_path / name, "train") for name in ("straight", "broken")]
+    rows = [metric_rows(tmp_path / name, "train") for name in ("straight", "broken")]
     assert [r["train/loss"] for r in rows[0]] == [r["train/loss"] for r in rows[1]]
     curves = [read_curve(tmp_path / name) for name in ("straight", "broken")]
     np.testing.assert_array_equal(curves[0].values, curves[1].values)
-
-
-def _preempt_after(loop, step):
-    boundary = loop._boundary
-
-    def boundary_with_signal():
-        if loop.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return boundary()
-
-    loop._boundary = boundary_with_signal
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny_config, tmp_path):
@@ -113,8 +87,8 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny_config, tmp_pat
         whole.summary["eval/loss"], abs=2e-5
     )
     for a, b in zip(
-        _rows(tmp_path / "whole", "train"),
-        _rows(tmp_path / "parts", "train"),
+        metric_rows(tmp_path / "whole", "train"),
+        metric_rows(tmp_path / "parts", "train"),
         strict=True,
     ):
         assert a["train/loss"] == pytest.approx(b["train/loss"], abs=2e-5)
@@ -133,7 +107,7 @@ def test_eight_devices_give_the_losses_of_one(tiny_config, tmp_path, optimizer, 
     common = {"optimizer__name": optimizer, "optimizer__inner_steps": 2, "steps": 5}
     _run(tiny_config(**common), tmp_path / "one")
     run(tiny_config(**common, **mesh), tmp_path / "eight")
-    one, eight = (_rows(tmp_path / name, "train") for name in ("one", "eight"))
+    one, eight = (metric_rows(tmp_path / name, "train") for name in ("one", "eight"))
     np.testing.assert_allclose(
         [row["train/loss"] for row in one],
         [row["train/loss"] for row in eight],
@@ -148,7 +122,7 @@ def test_eight_devices_give_the_losses_of_one(tiny_config, tmp_path, optimizer, 
 
 def test_resuming_on_another_mesh(tiny_config, tmp_path):
     prepared = prepare(tiny_config(optimizer__name="gpa_adamw"), tmp_path / "run")
-    _preempt_after(prepared.loop, step=4)
+    preempt_after(prepared.loop, step=4)
     assert prepared.run().status == "preempted"
     result = _run(
         tiny_config(optimizer__name="gpa_adamw"), tmp_path / "run", resume=True
@@ -172,7 +146,7 @@ def test_averaging_methods_are_evaluated_at_x_with_y_beside_it(tiny_config, tmp_
         weights = sum(float(a["weight"]) for a in aux)
         return sum(float(a["weight"] * a["loss"]) for a in aux) / weights
 
-    row = _rows(tmp_path / "run", "eval")[-1]
+    row = metric_rows(tmp_path / "run", "eval")[-1]
     assert row["eval/loss"] == pytest.approx(mean_loss(x), rel=1e-5)
     assert row["eval/loss_y"] == pytest.approx(mean_loss(loop.state.params), rel=1e-5)
     assert abs(row["eval/loss"] - row["eval/loss_y"]) > 1e-4
@@ -233,7 +207,7 @@ def test_nonfinite_steps_are_skipped_when_asked(tiny_config, tmp_path, monkeypat
     result = prepared.run()
     assert result.status == "finished"
     assert result.summary["optim/skipped_steps"] == 1
-    assert all(np.isfinite(leaf).all() for leaf in _leaves(prepared.loop.state))
+    assert all(np.isfinite(leaf).all() for leaf in state_leaves(prepared.loop.state))
 
 
 def test_a_failing_reader_loses_no_step(tiny_config, tmp_path, monkeypatch):
