@@ -25,7 +25,7 @@ BY_BLOCK = (
 )
 
 # Entries of an inverse root above this belong to a singular factor.
-SINGULAR = 1e5
+SINGULAR = 1e3
 
 
 @pytest.mark.parametrize("case", read_cases(), ids=lambda case: case["id"])
