@@ -52,6 +52,7 @@ def test_the_slowest_percentile_counts():
     assert bar["figure"] == pytest.approx(2.0) and not bar["met"]
 
 
+@pytest.mark.slow
 def test_runs_on_a_tiny_tree(capsys):
     report = preconditioning.report_on("tiny", rounds=1, block=32)
     printed = capsys.readouterr().out

@@ -67,6 +67,7 @@ def test_stopping_in_the_middle_and_going_on_changes_nothing(
 
 # SOAP works in eigenbases, which of singular factors are not unique: in runs this short
 # rounding picks them, so only its steps before a refresh can be compared.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "refresh", "period"),
     [
@@ -100,6 +101,7 @@ def test_eight_devices_give_the_losses_of_one(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "period"), [("shampoo", 2), ("gpa+soap", 50)])
 def test_eight_devices_go_on_as_one(tiny_config, tmp_path, name, period):
     changes = {

@@ -94,6 +94,7 @@ def test_the_form():
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(canonical))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [4, 3, 1])
 @pytest.mark.parametrize("kind", ["root", "soap"])
 def test_eight_devices_go_on_as_fewer(kind, devices):

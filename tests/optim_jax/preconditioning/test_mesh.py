@@ -112,6 +112,7 @@ def _assert_close(actual, expected, atol):
         np.testing.assert_allclose(actual[name], leaf, rtol=0.0, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_eight_devices_are_one_in_double_precision(method, x64):
     expected, _ = _run(_build(method, "float64"), "float64")
@@ -123,6 +124,7 @@ def test_eight_devices_are_one_in_double_precision(method, x64):
     assert stack.sharding.spec[0] in ("data", ("data",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2, 4])
 @pytest.mark.parametrize("method", ["shampoo", "soap"])
 def test_any_number_of_devices_is_one(method, devices):
