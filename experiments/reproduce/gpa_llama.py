@@ -12,6 +12,8 @@ from experiments.reproduce.llama_comparison import compare_optimizers
 from experiments.reproduce.llama_protocol import (
     Protocol,
     averaging_memory,
+    c4_overrides,
+    nano_overrides,
     optimizer_arm,
     with_overrides,
 )
@@ -25,16 +27,7 @@ def _cpu_protocol(steps: int) -> Protocol:
     return Protocol(
         title=TITLE,
         preset="llama_nano_stdlib",
-        overrides={
-            "batch.size": 32,
-            "evaluation.every": max(1, steps // 20),
-            "evaluation.batches": 12,
-            "checkpoint.every": max(1, steps // 2),
-            "checkpoint.keep": 1,
-            "logging.every": max(1, steps // 50),
-            "logging.tensorboard": False,
-            "logging.progress": False,
-        },
+        overrides=nano_overrides(steps, checks=20),
         steps=steps,
         tokens_per_step=32 * 64,
         # Variants follow the lag rule: an average over 5-15 % of a run this short.
@@ -89,14 +82,7 @@ def _gpu_protocol(steps: int) -> Protocol:
     return Protocol(
         title=TITLE,
         preset="llama_160m_c4",
-        overrides={
-            "batch.size": 128,
-            "data.seq_len": 2048,
-            "evaluation.every": max(1, steps // 60),
-            "checkpoint.keep": 1,
-            "optimizer.warmup_fraction": 0.05,
-            "logging.progress": False,
-        },
+        overrides=c4_overrides(steps),
         steps=steps,
         tokens_per_step=128 * 2048,
         arms=(

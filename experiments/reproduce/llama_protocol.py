@@ -64,6 +64,32 @@ class Protocol:
     sentences: tuple[str, ...]
 
 
+def nano_overrides(steps: int, checks: int) -> dict[str, Any]:
+    """Fields of runs of the nano Llama: 32 rows a step, `checks` evaluations."""
+    return {
+        "batch.size": 32,
+        "evaluation.every": max(1, steps // checks),
+        "evaluation.batches": 12,
+        "checkpoint.every": max(1, steps // 2),
+        "checkpoint.keep": 1,
+        "logging.every": max(1, steps // 50),
+        "logging.tensorboard": False,
+        "logging.progress": False,
+    }
+
+
+def c4_overrides(steps: int) -> dict[str, Any]:
+    """Fields of runs of Llama-160M on C4: 128 rows of 2,048 tokens a step."""
+    return {
+        "batch.size": 128,
+        "data.seq_len": 2048,
+        "evaluation.every": max(1, steps // 60),
+        "checkpoint.keep": 1,
+        "optimizer.warmup_fraction": 0.05,
+        "logging.progress": False,
+    }
+
+
 def with_overrides(protocol: Protocol, overrides: Sequence[str]) -> Protocol:
     """The protocol with `field=value` of the training config changed for all runs."""
     extra = dict(override.split("=", 1) for override in overrides)
