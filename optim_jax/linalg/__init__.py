@@ -8,6 +8,11 @@ from optim_jax.linalg.eigendecomposition import (
 )
 from optim_jax.linalg.higher_order import coupled_higher_order_inverse_root
 from optim_jax.linalg.inverse_root import eigh_inverse_root, matrix_inverse_root
+from optim_jax.linalg.nuclear_norm import (
+    nuclear_norm,
+    polar_factor,
+    trace_square_root,
+)
 from optim_jax.linalg.orthogonalization import MUON_COEFFICIENTS, orthogonalize
 from optim_jax.linalg.qr_iteration import (
     qr_eigendecomposition,
@@ -25,8 +30,11 @@ __all__ = [
     "frobenius_norm",
     "inverse_root_eigenvalues",
     "matrix_inverse_root",
+    "nuclear_norm",
     "off_diagonal_ratio",
     "orthogonalize",
+    "polar_factor",
     "qr_eigendecomposition",
     "qr_eigendecomposition_with_order",
+    "trace_square_root",
 ]

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from optim_jax.preconditioning.layout import Layout, Leaf, Segment
-from optim_jax.preconditioning.mesh import constrain, place_blocks
+from optim_jax.preconditioning.mesh import place_blocks
 from optim_jax.trees.matrices import as_matrices, from_matrices
+from optim_jax.trees.mesh_axes import constrain
 
 
 def merged_view(array: jax.Array, leaf: Leaf) -> jax.Array:

@@ -7,12 +7,8 @@ import optax
 
 from optim_jax.preconditioning.blocking import stack_blocks, unstack_blocks
 from optim_jax.preconditioning.direction import graft_norm
-from optim_jax.preconditioning.mesh import (
-    explicit_mesh,
-    type_specs,
-    with_auto_axes,
-)
 from optim_jax.preconditioning.transformation import BlockGradientTransformation
+from optim_jax.trees.mesh_axes import explicit_mesh, type_specs, with_auto_axes
 from optim_jax.validation import check_choice, check_value
 
 

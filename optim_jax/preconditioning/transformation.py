@@ -14,12 +14,7 @@ from optim_jax.preconditioning.blocking import (
 )
 from optim_jax.preconditioning.direction import init_state, take_step
 from optim_jax.preconditioning.layout import Layout, leaf_inputs, make_layout
-from optim_jax.preconditioning.mesh import (
-    explicit_mesh,
-    place_blocks,
-    type_specs,
-    with_auto_axes,
-)
+from optim_jax.preconditioning.mesh import place_blocks
 from optim_jax.preconditioning.options import (
     Hyperparameters,
     Options,
@@ -28,6 +23,7 @@ from optim_jax.preconditioning.options import (
 from optim_jax.preconditioning.outcome import saturating_add
 from optim_jax.preconditioning.plan import Plan
 from optim_jax.preconditioning.state import ShampooState
+from optim_jax.trees.mesh_axes import explicit_mesh, type_specs, with_auto_axes
 
 
 class BlockGradientTransformation(optax.GradientTransformationExtraArgs):

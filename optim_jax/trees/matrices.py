@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from optim_jax.trees.paths import compile_rules, first_match, leaf_name
 from optim_jax.typing import MatrixAxes
@@ -76,6 +77,83 @@ def matrix_axes_from_rules(
     return matrix_axes
 
 
+def check_stated(name: str, matrix_axes: Any) -> None:
+    """Refuses a method of matrices that was not told which leaves are some."""
+    if matrix_axes is None:
+        raise ValueError(
+            f"{name} needs matrix_axes: a tree with one MatrixAxes per leaf, or a "
+            "function from the parameters to it; got None"
+        )
+
+
+def axes_of_leaves(name: str, tree: Any, matrix_axes: Any) -> list[MatrixAxes | None]:
+    """Reads what is stated about each leaf of a tree.
+
+    Args:
+      name: of the method, for messages.
+      tree: arrays or shapes; `None` or `optax.MaskedNode` may stand for a subtree, and
+        what the axes hold there is not read.
+      matrix_axes: tree with one `MatrixAxes` per leaf (None is allowed for leaves of
+        rank 0 and 1), or a function from `tree` to it.
+
+    Returns:
+      What is stated, in the order of `jax.tree.leaves(tree, is_leaf=is_absent)`; None
+      for absent subtrees.
+
+    Raises:
+      ValueError: `matrix_axes` is None or has another structure, a leaf of rank 2 or
+        more has no entry, or an entry does not fit its leaf.
+    """
+    check_stated(name, matrix_axes)
+    nodes, structure = jax.tree.flatten_with_path(tree, is_leaf=is_absent)
+    if all(is_absent(node) for _, node in nodes):
+        return [None] * len(nodes)
+    stated = matrix_axes(tree) if callable(matrix_axes) else matrix_axes
+    try:
+        entries = structure.flatten_up_to(stated)
+    except ValueError as error:
+        raise ValueError(
+            f"matrix_axes of {name} does not have the structure of the parameters: "
+            f"{error}"
+        ) from error
+    found = []
+    for (path, node), axes in zip(nodes, entries, strict=True):
+        if is_absent(node):
+            found.append(None)
+        else:
+            check_entry(leaf_name(path), tuple(jnp.shape(node)), axes)
+            found.append(axes)
+    return found
+
+
+def is_absent(node: Any) -> bool:
+    """Whether a node stands for a subtree without leaves."""
+    return node is None or isinstance(node, optax.MaskedNode)
+
+
+def check_entry(name: str, shape: tuple[int, ...], axes: Any) -> None:
+    """Checks what is stated about one leaf; axes are read of `hidden` leaves only.
+
+    Raises:
+      ValueError: it is not a `MatrixAxes` that fits, or missing for a matrix.
+    """
+    if axes is None:
+        if len(shape) >= 2:
+            raise ValueError(
+                f"leaf {name!r} of shape {shape} has no matrix_axes; every leaf of "
+                "rank 2 or more needs a MatrixAxes"
+            )
+        return
+    kinds = MATRIX_KINDS + VECTOR_KINDS
+    if not isinstance(axes, MatrixAxes) or axes.kind not in kinds:
+        raise ValueError(
+            f"matrix_axes of leaf {name!r} must be a MatrixAxes of the kind "
+            f"{', '.join(kinds)}, got {axes!r}"
+        )
+    if axes.kind == "hidden":
+        check_axes(name, shape, axes)
+
+
 def check_axes(name: str, shape: tuple[int, ...], axes: MatrixAxes) -> None:
     """Checks that the axes of a matrix leaf cover each of its axes once.
 
@@ -102,6 +180,14 @@ def check_axes(name: str, shape: tuple[int, ...], axes: MatrixAxes) -> None:
             f"{axes} of leaf {name!r} needs at least one reduction axis and one "
             "output axis"
         )
+
+
+def matrix_shape(shape: tuple[int, ...], axes: MatrixAxes) -> tuple[int, int]:
+    """Sizes (M, N) of the input and the output side of the matrices of a leaf."""
+    return (
+        math.prod(shape[axis] for axis in axes.reduction_axes),
+        math.prod(shape[axis] for axis in axes.output_axes),
+    )
 
 
 def as_matrices(leaf: jax.Array, axes: MatrixAxes) -> jax.Array:

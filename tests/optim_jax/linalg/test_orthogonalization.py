@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -112,6 +113,77 @@ def test_norm_below_the_floor_is_not_blown_up():
     assert float(found[0, 0]) == pytest.approx(0.02, rel=1e-5)
 
 
+def _with_singular_values(shape, values, dtype="float32", seed=0):
+    a = np.random.default_rng(seed).normal(size=shape)
+    left, _, right = np.linalg.svd(a, full_matrices=False)
+    return ((left * values) @ right).astype(dtype)
+
+
+SPECTRA = {
+    "geometric": lambda d: np.geomspace(1e-3, 1.0, d),
+    "one_small": lambda d: np.where(np.arange(d) == 0, 1e-3, 1.0),
+    "one_large": lambda d: np.where(np.arange(d) == 0, 1.0, 1e-3),
+    "equal": np.ones,
+}
+
+
+_polar_by_products = jax.jit(lambda a: linalg.orthogonalize(a, method="polar"))
+
+
+def _check_convergence(shape, spectrum, scales=(1.0,)):
+    a = _with_singular_values(shape, SPECTRA[spectrum](min(shape)))
+    expected = _polar(a.astype(np.float64))
+    for scale in scales:
+        found, info = _polar_by_products(np.float32(scale) * a)
+        assert np.linalg.norm(np.asarray(found, np.float64) - expected, 2) < 1e-3
+        assert info.success and int(info.iterations) == 7 and info.error < 1e-3
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("shape", [(40, 40), (32, 96), (96, 32), (3, 5), (1, 7)])
+def test_polar_converges_for_condition_numbers_up_to_a_thousand(shape, spectrum):
+    _check_convergence(shape, spectrum, scales=(1.0, 1e-12, 1e12))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("shape", [(1024, 1024), (1024, 384)])
+def test_polar_converges_on_large_matrices(shape, spectrum):
+    _check_convergence(shape, spectrum)
+
+
+@pytest.mark.parametrize("rank", [1, 5])
+def test_polar_of_a_singular_matrix_attains_the_nuclear_norm(rank):
+    values = np.where(np.arange(64) < rank, 1.0 + np.arange(64), 0.0)
+    a = _with_singular_values((64, 96), values)
+    found, info = linalg.orthogonalize(a, method="polar")
+    assert np.sum(a * found) == pytest.approx(values.sum(), rel=1e-3)
+    # Rounding may lift the null space, but not above one.
+    assert np.linalg.norm(found, 2) < 1.0 + 1e-3 and info.success
+
+
+def test_polar_does_not_lift_tiny_singular_values_all_the_way(x64):
+    a = _with_singular_values((3, 3), np.array([1.0, 0.1, 1e-9]), "float64")
+    found, _ = linalg.orthogonalize(a, method="polar")
+    values = np.linalg.svd(found, compute_uv=False)
+    np.testing.assert_allclose(values[:2], 1.0, atol=1e-3)
+    assert 1e-9 < values[2] < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (4, 3), (2, 3, 3)])
+def test_polar_of_zero_is_zero(shape):
+    found, info = linalg.orthogonalize(jnp.zeros(shape), method="polar")
+    np.testing.assert_array_equal(found, 0.0)
+    assert np.all(info.success)
+
+
+def test_polar_reports_non_finite_matrices():
+    a = jnp.stack([jnp.eye(3), jnp.full((3, 3), jnp.nan)])
+    found, info = linalg.orthogonalize(a, method="polar")
+    np.testing.assert_allclose(found[0], jnp.eye(3), atol=1e-4)
+    np.testing.assert_array_equal(info.success, [True, False])
+
+
 def test_scaling_by_the_nuclear_norm_is_the_steepest_descent_direction(x64):
     a = np.random.default_rng(0).normal(size=(2, 4, 3))
     found, info = linalg.orthogonalize(a, method="svd", scale_by_nuclear_norm=True)
@@ -130,8 +202,16 @@ def test_scaling_by_the_nuclear_norm_is_the_steepest_descent_direction(x64):
             {"a": jnp.ones((2, 2), jnp.bfloat16), "method": "svd"},
             "a must be of the dtype float32 or float64, got bfloat16",
         ),
-        ({"method": "qr"}, "method must be one of newton_schulz, svd, got 'qr'"),
+        (
+            {"a": jnp.ones((2, 2), jnp.bfloat16), "method": "polar"},
+            "a must be of the dtype float32 or float64, got bfloat16",
+        ),
+        ({"method": "qr"}, "method must be one of newton_schulz, polar, svd, got 'qr'"),
         ({"num_iterations": 0}, "num_iterations must be an integer >= 1, got 0"),
+        (
+            {"method": "polar", "scale_by_nuclear_norm": True},
+            "scale_by_nuclear_norm needs method='svd'",
+        ),
         ({"scale_by_nuclear_norm": True}, "scale_by_nuclear_norm needs method='svd'"),
         (
             {"coefficients": (1.0, 2.0)},
