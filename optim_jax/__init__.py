@@ -19,6 +19,10 @@ from optim_jax.averaging.stability import (
     mu_x_from_inner_steps,
     stability_limit,
 )
+
+# Noise scale: the family is the module `optim_jax.noise_scale`.
+from optim_jax.noise_scale.sample_schedule import scale_by_batch_lr
+from optim_jax.noise_scale.tracking import track_noise_scale
 from optim_jax.preconditioning.canonical import (
     from_canonical_state,
     to_canonical_state,
@@ -61,6 +65,16 @@ from optim_jax.preconditioning.shampoo import (
 )
 from optim_jax.preconditioning.state import ShampooState
 
+# Steepest descent.
+from optim_jax.steepest_descent.muon import muon, specsgd
+from optim_jax.steepest_descent.sign import (
+    SignumState,
+    scale_by_signum,
+    sign_sgd,
+    signum,
+)
+from optim_jax.steepest_descent.spectral import SpectralState, scale_by_spectral
+
 # Types and trees.
 from optim_jax.trees.matrices import matrix_axes_from_rules
 from optim_jax.typing import MatrixAxes
@@ -83,6 +97,9 @@ __all__ = [
     "schedule_free",
     "single_worker_diloco",
     "stability_limit",
+    # Noise scale.
+    "scale_by_batch_lr",
+    "track_noise_scale",
     # Preconditioning.
     "QR",
     "SHAMPOO_STATIC_ARGS",
@@ -115,6 +132,15 @@ __all__ = [
     "soap",
     "state_sharding",
     "to_canonical_state",
+    # Steepest descent.
+    "SignumState",
+    "SpectralState",
+    "muon",
+    "scale_by_signum",
+    "scale_by_spectral",
+    "sign_sgd",
+    "signum",
+    "specsgd",
     # Types and trees.
     "MatrixAxes",
     "matrix_axes_from_rules",

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import optax
 
 import optim_jax
@@ -124,6 +125,42 @@ def direction_row(name, factory, **options):
         rtol=1e-4,
     )
 
+
+_MATRIX_AXES = optim_jax.matrix_axes_from_rules(
+    [(r"kernel$|zero_size$", optim_jax.MatrixAxes("hidden"))]
+)
+
+
+def spectral_row(name, factory, static=(), needs_params=True, **options):
+    """A row of the spectral family: products across the entries of hidden matrices."""
+    return Row(
+        name,
+        factory,
+        lambda rate: {
+            **({"learning_rate": rate, "weight_decay": 0.1} if needs_params else {}),
+            "matrix_axes": _MATRIX_AXES,
+            **options,
+        },
+        static_args=("matrix_axes", *static),
+        needs_params=needs_params,
+        elementwise=False,
+        rtol=1e-4,
+        exceptions={
+            "test_bare_array": "a tree without a hidden matrix is refused",
+            "test_map_params_pairs_every_buffer_with_its_parameter": "buffers of "
+            "other leaves are MaskedNode: Optax's function needs is_leaf, as for "
+            "optax.partition",
+        },
+    )
+
+
+# Of four gradients of some other tree: a measurement reads nothing but the moments.
+_MOMENTS = optim_jax.noise_scale.Moments(
+    mean={"w": np.float32([1.0, -2.0])},
+    m2={"w": np.float32([3.0, 0.5])},
+    count=np.int32(4),
+    weight=np.float32(32.0),
+)
 
 _NO_REFUSAL = "Optax does not refuse integer leaves"
 _HALF = "Optax keeps its statistics in the params' dtype"
@@ -281,6 +318,62 @@ OURS = (
         exceptions={
             "test_half_precision_statistics_are_float32": _HALF,
         },
+    ),
+    Row(
+        "sign_sgd",
+        optim_jax.sign_sgd,
+        lambda rate: {"learning_rate": rate, "weight_decay": 0.1},
+        buffers=0,
+    ),
+    Row(
+        "signum",
+        optim_jax.signum,
+        lambda rate: {"learning_rate": rate, "weight_decay": 0.1},
+        buffers=1,
+    ),
+    Row(
+        "scale_by_signum",
+        optim_jax.scale_by_signum,
+        lambda rate: {"b1": 0.9},
+        needs_params=False,
+        buffers=1,
+    ),
+    spectral_row(
+        "scale_by_spectral(polar, nesterov)",
+        optim_jax.scale_by_spectral,
+        static=("ns_steps",),
+        needs_params=False,
+        b1=0.9,
+        nesterov=True,
+        method="polar",
+        consistent_rms=0.2,
+    ),
+    spectral_row("specsgd", optim_jax.specsgd, static=("b1",)),
+    spectral_row("muon", optim_jax.muon, static=("ns_steps",)),
+    Row(
+        "track_noise_scale(moments)",
+        optim_jax.track_noise_scale,
+        lambda rate: {"geometry": "sign", "every": 2},
+        extra_args={"moments": _MOMENTS},
+        needs_params=False,
+        buffers=0,
+    ),
+    Row(
+        "scale_by_batch_lr",
+        optim_jax.scale_by_batch_lr,
+        lambda rate: {},
+        extra_args={"lr_scale": 1.4},
+        needs_params=False,
+        buffers=0,
+    ),
+    Row(
+        "scale_by_batch_lr(schedule)",
+        optim_jax.scale_by_batch_lr,
+        lambda rate: {"sample_schedule": schedule},
+        static_args=("sample_schedule",),
+        extra_args={"lr_scale": 1.4, "samples_seen": 3},
+        needs_params=False,
+        buffers=0,
     ),
 )
 
