@@ -7,28 +7,14 @@ every field can be overridden on the command line as `--config.group.field=value
 import dataclasses
 import math
 
+from experiments.batch_config import BatchConfig, NoiseScaleConfig
+from experiments.config_checks import (
+    require,
+    require_at_least,
+    require_fraction,
+    require_one_of,
+)
 from models.llama import LlamaConfig
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _require_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    _require(
-        value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}"
-    )
-
-
-def _require_at_least(name: str, value: float, low: float) -> None:
-    # Written so that NaN fails.
-    _require(value >= low, f"{name} must be >= {low}, got {value}")
-
-
-def _require_fraction(name: str, value: float) -> None:
-    _require(0.0 <= value < 1.0, f"{name} must lie in [0, 1), got {value}")
-
 
 DATA_SOURCES = ("stdlib", "text", "jsonl", "parquet", "array_record", "huggingface")
 
@@ -51,21 +37,22 @@ class DataConfig:
     prefetch: int = 8  # batches read ahead
 
     def __post_init__(self):
-        _require_one_of("data.source", self.source, DATA_SOURCES)
-        _require(
+        require_one_of("data.source", self.source, DATA_SOURCES)
+        require(
             self.source == "stdlib" or bool(self.path),
             f"data.path must be given for data.source={self.source!r}",
         )
-        _require_fraction("data.validation_fraction", self.validation_fraction)
-        _require_at_least("data.seq_len", self.seq_len, 2)
-        _require_at_least("data.shuffle_window", self.shuffle_window, 1)
-        _require_at_least("data.num_threads", self.num_threads, 0)
-        _require_at_least("data.prefetch", self.prefetch, 0)
+        require_fraction("data.validation_fraction", self.validation_fraction)
+        require_at_least("data.seq_len", self.seq_len, 2)
+        require_at_least("data.shuffle_window", self.shuffle_window, 1)
+        require_at_least("data.num_threads", self.num_threads, 0)
+        require_at_least("data.prefetch", self.prefetch, 0)
 
 
 SCHEDULES = ("cosine", "linear", "constant")
 REFRESH_MODES = ("cond", "staggered", "external")
 GRAFTINGS = ("adam", "adagrad", "rmsprop", "sgd", "none")
+POLAR_METHODS = ("svd", "polar")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +62,15 @@ class OptimizerConfig:
     name: str = "adamw"  # a key of experiments.optimizers, or gpa+<key>
     learning_rate: float = 1e-3  # peak
     schedule: str = "cosine"  # one of SCHEDULES, after a linear warm-up
-    warmup_fraction: float = 0.05  # share of the run's steps
+    warmup_fraction: float = 0.05  # share of the run
     final_fraction: float = 0.0  # last learning rate as a share of the peak
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1  # on matrices and embeddings, not on norms and biases
-    momentum: float = 0.9  # sgd, muon
+    momentum: float = 0.9  # sgd, signum, specsgd, muon
+    spectral_method: str = "svd"  # specsgd: svd (exact) | polar (products only)
+    consistent_rms: float = 0.0  # muon: RMS of an update over the rate; 0: Muon's own
     clip_norm: float = 1.0  # global gradient norm; inf switches clipping off
     mu_x: float = 0.9967  # gpa: smoothing of the evaluated sequence
     mu_y: float = 0.7  # gpa: how close gradients are taken to it
@@ -102,47 +91,27 @@ class OptimizerConfig:
     grafting: str = "adam"  # shampoo, kl_shampoo: whose norm a block's update gets
 
     def __post_init__(self):
-        _require_one_of("optimizer.schedule", self.schedule, SCHEDULES)
-        _require_one_of("optimizer.refresh", self.refresh, REFRESH_MODES)
-        _require_one_of("optimizer.grafting", self.grafting, GRAFTINGS)
+        require_one_of("optimizer.schedule", self.schedule, SCHEDULES)
+        require_one_of("optimizer.refresh", self.refresh, REFRESH_MODES)
+        require_one_of("optimizer.grafting", self.grafting, GRAFTINGS)
+        require_one_of("optimizer.spectral_method", self.spectral_method, POLAR_METHODS)
         for name in ("precondition_frequency", "max_preconditioner_dim"):
-            _require_at_least(f"optimizer.{name}", getattr(self, name), 1)
-        _require_fraction("optimizer.relative_epsilon", self.relative_epsilon)
-        for name in ("learning_rate", "eps", "weight_decay", "final_fraction"):
-            _require_at_least(f"optimizer.{name}", getattr(self, name), 0.0)
+            require_at_least(f"optimizer.{name}", getattr(self, name), 1)
+        require_fraction("optimizer.relative_epsilon", self.relative_epsilon)
+        for name in (
+            "learning_rate",
+            "eps",
+            "weight_decay",
+            "final_fraction",
+            "consistent_rms",
+        ):
+            require_at_least(f"optimizer.{name}", getattr(self, name), 0.0)
         for name in ("warmup_fraction", "b1", "b2", "momentum", "ema_decay"):
-            _require_fraction(f"optimizer.{name}", getattr(self, name))
-        _require(
+            require_fraction(f"optimizer.{name}", getattr(self, name))
+        require(
             self.clip_norm > 0,
             f"optimizer.clip_norm must be > 0, got {self.clip_norm}",
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class BatchConfig:
-    """The batch is a number of micro-batches of one fixed size."""
-
-    size: int = 16  # rows per step, over all devices
-    micro_batch: int = 0  # rows per accumulation, over all devices; 0: the whole batch
-
-    def __post_init__(self):
-        _require_at_least("batch.size", self.size, 1)
-        _require_at_least("batch.micro_batch", self.micro_batch, 0)
-        _require(
-            self.size % self.micro_size == 0,
-            f"batch.size={self.size} is not a multiple of "
-            f"batch.micro_batch={self.micro_batch}",
-        )
-
-    @property
-    def micro_size(self) -> int:
-        """Rows per accumulation, over all devices."""
-        return self.micro_batch or self.size
-
-    @property
-    def accumulations(self) -> int:
-        """Micro-batches per step."""
-        return self.size // self.micro_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +124,7 @@ class MeshConfig:
 
     def __post_init__(self):
         sizes = dataclasses.astuple(self)
-        _require(
+        require(
             all(size == -1 or size >= 1 for size in sizes) and sizes.count(-1) <= 1,
             "mesh axes must be >= 1, with at most one -1 (all that remain), got "
             f"data={self.data}, fsdp={self.fsdp}, model={self.model}",
@@ -166,25 +135,25 @@ class MeshConfig:
 class EvaluationConfig:
     """When and on how much the validation loss is computed."""
 
-    every: int = 100  # steps; the last step is always evaluated
+    every: int = 100  # steps of batch.size rows; the last step is always evaluated
     batches: int = 16  # of batch.micro_size rows, the same ones every time
     gradient_point: bool = True  # averaging methods: also the loss at y
 
     def __post_init__(self):
-        _require_at_least("evaluation.every", self.every, 1)
-        _require_at_least("evaluation.batches", self.batches, 1)
+        require_at_least("evaluation.every", self.every, 1)
+        require_at_least("evaluation.batches", self.batches, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     """What is kept so that a run can go on."""
 
-    every: int = 500  # steps; 0: only at the end and on preemption
+    every: int = 500  # steps of batch.size rows; 0: only at the end, on preemption
     keep: int = 3  # newest ones kept; the best one by validation loss is kept besides
 
     def __post_init__(self):
-        _require_at_least("checkpoint.every", self.every, 0)
-        _require_at_least("checkpoint.keep", self.keep, 1)
+        require_at_least("checkpoint.every", self.every, 0)
+        require_at_least("checkpoint.keep", self.keep, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,8 +165,8 @@ class StoppingConfig:
     on_nonfinite: str = "stop"  # stop | skip: a step with a non-finite loss or gradient
 
     def __post_init__(self):
-        _require_one_of("stopping.on_nonfinite", self.on_nonfinite, ("stop", "skip"))
-        _require(
+        require_one_of("stopping.on_nonfinite", self.on_nonfinite, ("stop", "skip"))
+        require(
             self.max_seconds > 0,
             f"stopping.max_seconds must be > 0, got {self.max_seconds}",
         )
@@ -207,23 +176,29 @@ class StoppingConfig:
 class LoggingConfig:
     """What is written while the run goes on."""
 
-    every: int = 10  # steps between rows of training metrics
+    every: int = 10  # steps of batch.size rows between rows of training metrics
     tensorboard: bool = True
     progress: bool = True  # a bar on a terminal; nothing elsewhere
 
     def __post_init__(self):
-        _require_at_least("logging.every", self.every, 1)
+        require_at_least("logging.every", self.every, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One whole run."""
+    """One whole run.
+
+    It trains on `steps * batch.size` rows. Schedules, evaluations, checkpoints and log
+    rows are placed by the rows trained on, in units of `batch.size`: as long as the
+    batch keeps its size these are steps.
+    """
 
     model: LlamaConfig
     steps: int
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     batch: BatchConfig = BatchConfig()
+    noise_scale: NoiseScaleConfig = NoiseScaleConfig()
     mesh: MeshConfig = MeshConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -232,12 +207,40 @@ class TrainConfig:
     seed: int = 0  # parameters, data order and dropout
     deterministic: bool = False  # accelerators: deterministic kernels, slower
 
+    @property
+    def total_samples(self) -> int:
+        """Rows the run trains on, whatever the batch does meanwhile."""
+        return self.steps * self.batch.size
+
     def __post_init__(self):
-        _require_at_least("steps", self.steps, 1)
-        _require(
+        require_at_least("steps", self.steps, 1)
+        require(
+            self.total_samples < 2**31,
+            f"steps * batch.size = {self.total_samples} rows do not fit 32 bits",
+        )
+        require(
+            self.batch.apply_lag < self.noise_scale.every,
+            f"batch.apply_lag={self.batch.apply_lag} must be below "
+            f"noise_scale.every={self.noise_scale.every}",
+        )
+        require(
             self.data.seq_len <= self.model.max_seq_len,
             f"data.seq_len={self.data.seq_len} exceeds "
             f"model.max_seq_len={self.model.max_seq_len}",
+        )
+        self._check_estimators()
+
+    def _check_estimators(self):
+        geometry, noise_scale = self.batch.adaptive, self.noise_scale
+        require(
+            noise_scale.signal != "debiased" or geometry in ("none", "l2"),
+            "noise_scale.signal=debiased exists for batch.adaptive=l2 only, got "
+            f"{geometry!r}; alignment is the unbiased signal of the others",
+        )
+        require(
+            noise_scale.sqrt_bias == "none" or geometry != "spectral",
+            "noise_scale.sqrt_bias=gaussian exists for batch.adaptive=sign, got "
+            f"{geometry!r}",
         )
 
 
@@ -252,6 +255,7 @@ FREE_ON_RESUME = (
     "logging",
     "data.path",  # the text is compared by its hash
     "data.validation_path",
+    "batch.path",  # so is what stands in it
     "data.num_threads",
     "data.prefetch",
 )

@@ -28,9 +28,13 @@ SCHEDULE_FREE_MU_Y = 0.9
 class Optimizer(NamedTuple):
     """A transformation and what the trainer must know about it."""
 
-    transformation: optax.GradientTransformation
-    schedule: optax.Schedule  # step -> learning rate, for the log
+    transformation: optax.GradientTransformation  # follows `schedule` by its own count
+    schedule: optax.Schedule  # step -> learning rate
     averages: bool  # evaluated at `gpa_eval_params`, not at the training parameters
+    # Learning rate, possibly traced -> the same transformation at this rate; for steps
+    # that do not all advance the schedule alike. Its state is that of `transformation`.
+    at_rate: Callable[[Any], optax.GradientTransformation]
+    uses_matrices: bool = False  # treats hidden matrices as matrices
     # Params or their shapes -> how Shampoo cuts them; None for other optimizers.
     plan: Callable[[Any], optim_jax.Plan] | None = None
 
@@ -55,20 +59,6 @@ class _Context(NamedTuple):
     def decay_mask(self, params: Any) -> Any:
         """True for matrices and embeddings, False for norms and biases."""
         return self.of_kind(params, ("hidden", "embedding", "head"))
-
-    def muon_dimensions(self, params: Any) -> Any:
-        """Optax's routing: hidden matrices orthogonalised, the rest left to Adam."""
-        return jax.tree.map(
-            lambda axes: (
-                optax.contrib.MuonDimensionNumbers(
-                    reduction_axis=axes.reduction_axes, output_axis=axes.output_axes
-                )
-                if axes.kind == "hidden"
-                else None
-            ),
-            self.matrix_axes(params),
-            is_leaf=lambda node: isinstance(node, MatrixAxes),
-        )
 
 
 def _adamw(context: _Context) -> optax.GradientTransformation:
@@ -100,12 +90,6 @@ def _gpa_adamw(context: _Context) -> optax.GradientTransformation:
 
 def _schedule_free_adamw(context: _Context) -> optax.GradientTransformation:
     config = context.config
-    if config.schedule != "constant":
-        logging.warning(
-            "schedule_free_adamw averages uniformly and is meant for "
-            "optimizer.schedule=constant, not %s",
-            config.schedule,
-        )
     return optim_jax.gpa_adamw(
         context.schedule,
         b1=0.0,
@@ -156,28 +140,61 @@ def _lion(context: _Context) -> optax.GradientTransformation:
     )
 
 
+def _sign_sgd(context: _Context) -> optax.GradientTransformation:
+    return optim_jax.sign_sgd(
+        context.schedule,
+        weight_decay=context.config.weight_decay,
+        mask=context.decay_mask,
+    )
+
+
+def _signum(context: _Context) -> optax.GradientTransformation:
+    return optim_jax.signum(
+        context.schedule,
+        b1=context.config.momentum,
+        weight_decay=context.config.weight_decay,
+        mask=context.decay_mask,
+    )
+
+
+def _other_leaves(context: _Context, *, nesterov: bool) -> optax.GradientTransformation:
+    """AdamW for what is no hidden matrix; norms are not decayed."""
+    config = context.config
+    return optax.adamw(
+        context.schedule,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=context.decay_mask,
+        nesterov=nesterov,
+    )
+
+
+def _specsgd(context: _Context) -> optax.GradientTransformation:
+    config = context.config
+    return optim_jax.specsgd(
+        context.schedule,
+        context.matrix_axes,
+        b1=config.momentum,
+        method=config.spectral_method,
+        weight_decay=config.weight_decay,
+        other=_other_leaves(context, nesterov=False),
+        mesh=context.mesh,
+    )
+
+
 def _muon(context: _Context) -> optax.GradientTransformation:
     config = context.config
-
-    def negative_decay(step: jax.Array) -> jax.Array:
-        return -config.weight_decay * context.schedule(step)
-
-    def adam_matrices(params: Any) -> Any:
-        return context.of_kind(params, ("embedding", "head"))
-
-    # Optax's Muon would decay every leaf that it leaves to Adam, norms included.
-    return optax.chain(
-        optax.contrib.muon(
-            context.schedule,
-            beta=config.momentum,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
-            adam_weight_decay=0.0,
-            muon_weight_dimension_numbers=context.muon_dimensions,
-        ),
-        optax.add_decayed_weights(negative_decay, mask=adam_matrices),
+    return optim_jax.muon(
+        context.schedule,
+        context.matrix_axes,
+        b1=config.momentum,
+        eps=config.eps,
+        consistent_rms=config.consistent_rms or None,
+        weight_decay=config.weight_decay,
+        other=_other_leaves(context, nesterov=True),
+        mesh=context.mesh,
     )
 
 
@@ -230,6 +247,8 @@ def _kl_shampoo_options(context: _Context) -> dict[str, Any]:
 class _Entry(NamedTuple):
     build: Callable[[_Context], optax.GradientTransformation]
     averages: bool = False
+    uses_matrices: bool = False
+    meant_for: str = ""  # the schedule it was published with; others get a warning
     # Keywords that the plan shares with the transformation; Shampoo's family only.
     plan_options: Callable[[_Context], dict[str, Any]] | None = None
 
@@ -243,7 +262,7 @@ def _shampoo_entry(options: Callable[[_Context], dict[str, Any]]) -> _Entry:
             **options(context),
         )
 
-    return _Entry(build, plan_options=options)
+    return _Entry(build, uses_matrices=True, plan_options=options)
 
 
 OPTIMIZERS: dict[str, _Entry] = {
@@ -253,11 +272,16 @@ OPTIMIZERS: dict[str, _Entry] = {
     "gpa_adamw": _Entry(_gpa_adamw, averages=True),
     "kl_shampoo": _shampoo_entry(_kl_shampoo_options),
     "lion": _Entry(_lion),
-    "muon": _Entry(_muon),
-    "schedule_free_adamw": _Entry(_schedule_free_adamw, averages=True),
+    "muon": _Entry(_muon, uses_matrices=True),
+    "schedule_free_adamw": _Entry(
+        _schedule_free_adamw, averages=True, meant_for="constant"
+    ),
     "sgd": _Entry(_sgd),
     "shampoo": _shampoo_entry(_shampoo_options),
+    "sign_sgd": _Entry(_sign_sgd),
+    "signum": _Entry(_signum),
     "soap": _shampoo_entry(_soap_options),
+    "specsgd": _Entry(_specsgd, uses_matrices=True),
 }
 
 
@@ -322,19 +346,38 @@ def build_optimizer(
             f"optimizer.name={config.name!r}: {base_name} already averages; "
             f"{GPA_PREFIX} takes a plain optimizer"
         )
+    if entry.meant_for not in ("", config.schedule):
+        logging.warning(
+            "%s is meant for optimizer.schedule=%s, not %s",
+            base_name,
+            entry.meant_for,
+            config.schedule,
+        )
     schedule = learning_rate_schedule(config, steps)
-    context = _Context(config, schedule, matrix_axes, mesh, param_specs)
-    transformation = entry.build(context)
-    if wrapped:
-        transformation = optim_jax.gpa(
-            transformation, mu_x=config.mu_x, mu_y=config.mu_y
-        )
-    # Clipping comes first: edits after an averaging method would move its implied x.
-    if config.clip_norm != float("inf"):
-        transformation = optax.chain(
-            optax.clip_by_global_norm(config.clip_norm), transformation
-        )
+
+    def context(schedule: optax.Schedule) -> _Context:
+        return _Context(config, schedule, matrix_axes, mesh, param_specs)
+
+    def build(schedule: optax.Schedule) -> optax.GradientTransformation:
+        transformation = entry.build(context(schedule))
+        if wrapped:
+            transformation = optim_jax.gpa(
+                transformation, mu_x=config.mu_x, mu_y=config.mu_y
+            )
+        # Clipping comes first: edits after an averaging method move its implied x.
+        if config.clip_norm != float("inf"):
+            clip = optax.clip_by_global_norm(config.clip_norm)
+            transformation = optax.chain(clip, transformation)
+        return transformation
+
     plan = None
     if entry.plan_options is not None:
-        plan = functools.partial(_plan, entry.plan_options(context))
-    return Optimizer(transformation, schedule, wrapped or entry.averages, plan)
+        plan = functools.partial(_plan, entry.plan_options(context(schedule)))
+    return Optimizer(
+        transformation=build(schedule),
+        schedule=schedule,
+        averages=wrapped or entry.averages,
+        at_rate=lambda rate: build(lambda count: rate),
+        uses_matrices=entry.uses_matrices,
+        plan=plan,
+    )

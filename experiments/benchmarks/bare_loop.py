@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from experiments.config import TrainConfig
-from experiments.training.setup import Setup, compile_step, initial_state
+from experiments.training.compilation import compile_step, initial_state
+from experiments.training.setup import Setup
 
 
 def benchmark_config(preset: TrainConfig, steps: int) -> TrainConfig:
@@ -25,11 +26,14 @@ def bare_seconds(setup: Setup, steps: int) -> float:
     batch = setup.place(next(setup.data.train))
     compiled = compile_step(setup, batch)
     state, sums, zero = initial_state(setup), compiled.zero_sums(), np.int32(0)
+    rows = setup.config.batch.size
     jax.block_until_ready((state, sums))
     started = time.perf_counter()
     for _ in range(steps):
-        for _ in range(setup.config.batch.accumulations):
+        for _ in range(rows // setup.config.batch.micro_size):
             sums = compiled.accumulate(state, sums, batch, zero)
-        state, sums, metrics = compiled.apply(state, sums)
+        state, sums, metrics = compiled.apply(
+            state, sums, np.int32(rows), np.int32(rows), None
+        )
     jax.block_until_ready((state, metrics))
     return time.perf_counter() - started

@@ -1,7 +1,9 @@
 """Device meshes and the layout of states over them."""
 
 from experiments.sharding.mesh import (
+    BATCH_AXES,
     batch_sharding,
+    batch_ways,
     make_mesh,
     replicated,
     require_divisible_batch,
@@ -13,7 +15,9 @@ from experiments.sharding.partitioning import (
 )
 
 __all__ = [
+    "BATCH_AXES",
     "batch_sharding",
+    "batch_ways",
     "evenly_split",
     "make_mesh",
     "param_shardings",

@@ -14,21 +14,28 @@ from absl import logging
 
 from experiments.config_fields import to_dict
 from experiments.provenance import provenance
+from experiments.training.batch_path import BatchPathRecorder
 from experiments.training.checkpoints import Checkpoints
-from experiments.training.evaluation import Evaluator
-from experiments.training.preconditioning import counter_metrics
-from experiments.training.preemption import PreemptionGuard
-from experiments.training.recording import Recorder
-from experiments.training.run_directory import RunDirectory
-from experiments.training.setup import (
+from experiments.training.compilation import (
     CompiledStep,
-    DeviceBatch,
-    Setup,
     compile_step,
     initial_state,
     state_from_stored,
     stored_state,
 )
+from experiments.training.evaluation import Evaluator
+from experiments.training.measurement import (
+    Measured,
+    idle_measurement,
+    measurement_metrics,
+    require_independent_draws,
+)
+from experiments.training.preconditioning import counter_metrics
+from experiments.training.preemption import PreemptionGuard
+from experiments.training.recording import Recorder
+from experiments.training.run_directory import RunDirectory
+from experiments.training.sample_clock import SampleClock
+from experiments.training.setup import DeviceBatch, Setup
 from experiments.training.state import TrainState
 from optim_jax.trees.paths import named_leaves
 
@@ -43,9 +50,12 @@ class Stop(NamedTuple):
 class _Dispatched(NamedTuple):
     """Metrics of a step that may still be running."""
 
-    step: int
+    step: int  # completed steps, this one included
+    before: int  # rows trained on before it
+    after: int
     values: dict[str, Any]
-    counters: Any = None  # of Shampoo, where they are due
+    counters: Any  # of Shampoo, where they are due
+    measured: Measured | None  # the newest measurement of the noise scale
 
 
 class TrainingLoop:
@@ -71,7 +81,11 @@ class TrainingLoop:
         restored = self._restore() if resume else None
         self.state = initial_state(setup) if restored is None else restored
         self.step = int(self.state.step)
+        self.samples = int(self.state.samples)
+        self._before = self.samples  # rows trained on before the last step
+        self._clock = SampleClock(config.batch.size, config.total_samples)
         self._resumes = restored is not None
+        self._measured: Measured | None = None
         self._whole_step = True  # the data position belongs to the state
         self._dispatched: _Dispatched | None = None
         self._saved_step = self._evaluated_step = -1
@@ -111,16 +125,26 @@ class TrainingLoop:
         self._recorder = Recorder(
             self._setup,
             self._directory,
+            self._clock,
             start_step=self.step,
+            start_samples=self.samples,
             resume=self._resumes,
             wall_before=self._wall_before,
         )
+        self._path = BatchPathRecorder(
+            self._directory.path, enabled=jax.process_index() == 0
+        )
+        self._path.start(self.samples)
         try:
             with PreemptionGuard() as self._guard, self._recorder:
                 stop = self._train(compiled)
                 self._checkpoints.wait()
                 summary = self._recorder.finish(
-                    stop.status, stop.reason, self.step, self._evaluation
+                    stop.status,
+                    stop.reason,
+                    self.step,
+                    self.samples,
+                    self._evaluation,
                 )
         except BaseException as error:
             self._rescue(error)
@@ -140,44 +164,98 @@ class TrainingLoop:
         return compiled
 
     def _train(self, compiled: CompiledStep) -> Stop:
-        if self.step >= self._config.steps:  # a finished run was resumed
-            return self._boundary() or Stop("finished", "no step was left")
+        if self.samples >= self._clock.total:  # a finished run was resumed
+            return self._boundary() or Stop("finished", "no sample was left")
         sums = compiled.zero_sums()
-        micro_indices = [np.int32(i) for i in range(self._config.batch.accumulations)]
-        train = self._setup.data.train
+        size = self._batch_size()
         self._recorder.meter.start()
         while True:
-            for micro_index in micro_indices:
-                batch = next(train)
-                self._whole_step = False
-                batch = self._setup.place(batch)
-                sums = compiled.accumulate(self.state, sums, batch, micro_index)
-            self.state, sums, metrics = compiled.apply(self.state, sums)
+            self._path.note(self.samples, size)
+            # The last step takes what is left.
+            rows = min(size, self._clock.total - self.samples)
+            sums, measurement = self._accumulate(compiled, sums, rows)
+            self.state, sums, metrics = compiled.apply(
+                self.state, sums, np.int32(rows), np.int32(size), measurement
+            )
             self.step += 1
+            self._before, self.samples = self.samples, self.samples + rows
             if compiled.refresh and self.step % self._setup.refresh_every == 0:
                 self.state = compiled.refresh(self.state)
             self._whole_step = True
-            counted = None
-            if compiled.counters and self._recorder.is_due(self.step):
-                counted = compiled.counters(self.state)
-            previous = self._dispatched
-            self._dispatched = _Dispatched(self.step, metrics, counted)
-            stop = self._inspect(previous) or self._boundary()
+            stop = self._inspect(self._dispatch(compiled, metrics)) or self._boundary()
             if stop:
                 return stop
+            size = self._next_batch_size(size)
+
+    def _accumulate(self, compiled: CompiledStep, sums: Any, rows: int) -> Any:
+        """The gradient sums of a step, and what the controller is told."""
+        train, place = self._setup.data.train, self._setup.place
+        every, functions = self._config.noise_scale.every, compiled.measurement
+        measures = functions is not None and self.step % every == 0
+        draws = functions.empty() if measures else None
+        for index in range(rows // self._config.batch.micro_size):
+            batch = next(train)
+            self._whole_step = False
+            batch, index = place(batch), np.int32(index)
+            if measures:
+                sums, draws = functions.accumulate(
+                    self.state, sums, draws, batch, index
+                )
+            else:
+                sums = compiled.accumulate(self.state, sums, batch, index)
+        if functions is None:
+            return sums, None
+        if not measures:
+            return sums, idle_measurement()
+        first, self._measured = self._measured is None, functions.finish(draws)
+        if first:
+            require_independent_draws(self._measured)
+        return sums, self._measured.noise
+
+    def _batch_size(self) -> int:
+        """The size of the next step, where a run begins or goes on."""
+        if self.state.batch is not None:
+            return int(self.state.batch.batch_size)
+        return self._setup.batch_rule.size_at(self.samples)
+
+    def _next_batch_size(self, size: int) -> int:
+        """The size of the next step; waits for the device only where it may change."""
+        every, lag = self._config.noise_scale.every, self._config.batch.apply_lag
+        if self.state.batch is not None and (self.step - 1) % every != lag:
+            return size
+        return self._batch_size()
+
+    def _dispatch(
+        self, compiled: CompiledStep, metrics: dict[str, Any]
+    ) -> _Dispatched | None:
+        """Notes a step under way and returns the one before it."""
+        counted = None
+        if compiled.counters and self._recorder.is_due(self._before, self.samples):
+            counted = compiled.counters(self.state)
+        previous = self._dispatched
+        self._dispatched = _Dispatched(
+            self.step, self._before, self.samples, metrics, counted, self._measured
+        )
+        return previous
 
     def _inspect(self, dispatched: _Dispatched | None) -> Stop | None:
         """Reads one step's metrics: logs them when due, stops on a non-finite one."""
         if dispatched is None:
             return None
-        step, values, counted = dispatched
-        counters = counter_metrics(counted, self._setup.plan) if counted else {}
+        step, values = dispatched.step, dispatched.values
+        extra = {}
+        if dispatched.counters:
+            extra |= counter_metrics(dispatched.counters, self._setup.plan)
+        if dispatched.measured and self._recorder.is_due(*dispatched[1:3]):
+            extra |= measurement_metrics(dispatched.measured)
         if not values["healthy"]:
             found = self._describe_nonfinite(step, values)
             if self._config.stopping.on_nonfinite == "stop":
                 return Stop("diverged", found)
             self._recorder.skipped(found)
-        self._recorder.training(step, values, counters)
+        self._recorder.training(
+            step, dispatched.before, dispatched.after, values, extra
+        )
         return None
 
     def _describe_nonfinite(self, step: int, values: dict[str, Any]) -> str:
@@ -195,12 +273,13 @@ class TrainingLoop:
 
     def _boundary(self) -> Stop | None:
         """What is due after a step: evaluation, checkpoint, or the end."""
-        config, step = self._config, self.step
-        last = step >= config.steps
-        evaluate = last or step % config.evaluation.every == 0
-        every = config.checkpoint.every
-        save = last or (every > 0 and step % every == 0)
-        preempted = self._guard.requested or self._checkpoints.reached_preemption(step)
+        config, span = self._config, (self._before, self.samples)
+        last = self.samples >= self._clock.total
+        evaluate = last or self._clock.is_due(config.evaluation.every, *span)
+        save = last or self._clock.is_due(config.checkpoint.every, *span)
+        preempted = self._guard.requested or self._checkpoints.reached_preemption(
+            self.step
+        )
         late = self._recorder.seconds() > config.stopping.max_seconds
         if not (evaluate or save or preempted or late):
             return None
@@ -229,14 +308,14 @@ class TrainingLoop:
     def _evaluate(self) -> Stop | None:
         metrics = self._evaluator(self.state.params, self.state.opt_state)
         self._evaluation, self._evaluated_step = metrics, self.step
-        self._recorder.evaluation(self.step, metrics)
+        self._recorder.evaluation(self.step, self.samples, metrics)
         loss, target = metrics["eval/loss"], self._config.stopping.target_loss
         if not np.isfinite(loss):
             return Stop(
                 "diverged", f"the validation loss at step {self.step} is {loss}"
             )
         if loss <= target:
-            self._recorder.target_reached(self.step)
+            self._recorder.target_reached(self.step, self.samples)
             return Stop(
                 "target_reached",
                 f"eval/loss {loss:.4f} reached the target {target} at step {self.step}",

@@ -10,6 +10,7 @@ from absl import logging
 from experiments.training.metrics import MetricsWriter
 from experiments.training.progress import Progress
 from experiments.training.run_directory import RunDirectory
+from experiments.training.sample_clock import SampleClock
 from experiments.training.setup import Setup
 from experiments.training.throughput import ThroughputMeter, mfu
 
@@ -20,7 +21,9 @@ class Recorder:
     Args:
       setup: the run's parts.
       directory: its folder.
+      clock: tells what is due.
       start_step: the step the run starts or goes on from.
+      start_samples: rows trained on before it.
       resume: whether earlier rows of the run are kept.
       wall_before: training seconds of the run this one continues.
     """
@@ -29,14 +32,16 @@ class Recorder:
         self,
         setup: Setup,
         directory: RunDirectory,
+        clock: SampleClock,
         *,
         start_step: int,
+        start_samples: int,
         resume: bool,
         wall_before: float,
     ):
         self._config = setup.config
         self._directory = directory
-        self._tokens_per_step = setup.tokens_per_step
+        self._clock = clock
         self._flops_per_token = (
             setup.model.flops_per_example / setup.config.model.max_seq_len
         )
@@ -54,7 +59,7 @@ class Recorder:
         )
         self._progress = Progress(
             total=setup.config.steps,
-            initial=start_step,
+            initial=clock.units(start_samples),
             enabled=setup.config.logging.progress,
         )
 
@@ -73,66 +78,85 @@ class Recorder:
         """Hands all rows to the system."""
         self._writer.flush()
 
-    def is_due(self, step: int) -> bool:
-        """Whether this step's metrics are written: every `logging.every` steps."""
-        return step % self._config.logging.every == 0 or step == self._config.steps
+    def is_due(self, before: int, after: int) -> bool:
+        """Whether the metrics of a step are written: every `logging.every` units.
+
+        Args:
+          before: rows trained on before the step.
+          after: rows trained on after it.
+        """
+        due = self._clock.is_due(self._config.logging.every, before, after)
+        return due or after >= self._clock.total
 
     def training(
         self,
         step: int,
+        before: int,
+        after: int,
         values: Mapping[str, Any],
-        counters: Mapping[str, float] | None = None,
+        extra: Mapping[str, float] | None = None,
     ) -> None:
         """One step's metrics, written where it is due.
 
         Args:
           step: completed steps.
+          before: rows trained on before the step.
+          after: rows trained on after it.
           values: of the compiled step.
-          counters: of the optimizer, by metric name.
+          extra: more of them, by metric name.
         """
-        self.meter.count(self._tokens_per_step)
-        if not self.is_due(step):
+        self.meter.count(self._tokens(after - before))
+        if not self.is_due(before, after):
             return
         names = ("loss", "objective", "grad_norm", "update_norm", "param_norm", "lr")
         read = jax.device_get({name: values[name] for name in names})
         row = {f"train/{name}": float(value) for name, value in read.items()}
-        row["train/batch_size"] = float(self._config.batch.size)
+        row["train/batch_size"] = float(after - before)
         row["optim/skipped_steps"] = float(self._skipped_steps)
-        row |= counters or {}
+        row |= extra or {}
         rates = self.meter.window()
         if rates:
             row |= rates | self._mfu(rates["perf/tokens_per_s"])
-        self._write(step, "train", row)
+        self._write(step, after, "train", row)
         self._progress.update(
-            step, loss=row["train/loss"], tokens_per_s=rates.get("perf/tokens_per_s")
+            self._clock.units(after),
+            loss=row["train/loss"],
+            tokens_per_s=rates.get("perf/tokens_per_s"),
         )
 
-    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+    def evaluation(self, step: int, samples: int, metrics: Mapping[str, float]) -> None:
         """One evaluation, by `eval/` name."""
-        self._write(step, "eval", dict(metrics))
-        self._progress.evaluated(step, metrics)
+        self._write(step, samples, "eval", dict(metrics))
+        self._progress.evaluated(self._clock.units(samples), metrics)
 
     def skipped(self, reason: str) -> None:
         """A step that was left out because something in it was not finite."""
         self._skipped_steps += 1
         logging.warning("step skipped: %s", reason)
 
-    def target_reached(self, step: int) -> None:
+    def target_reached(self, step: int, samples: int) -> None:
         """Notes when the target was reached."""
         self._target = {
             "steps_to_target": step,
+            "samples_to_target": samples,
             "seconds_to_target": round(self.seconds(), 3),
         }
 
     def finish(
-        self, status: str, reason: str, step: int, evaluation: Mapping[str, float]
+        self,
+        status: str,
+        reason: str,
+        step: int,
+        samples: int,
+        evaluation: Mapping[str, float],
     ) -> dict[str, Any]:
         """Writes summary and status; returns the summary row."""
         summary = {
             "status": status,
             "reason": reason,
             "step": step,
-            "tokens": step * self._tokens_per_step,
+            "samples": samples,
+            "tokens": self._tokens(samples),
             "wall_s": round(self.seconds(), 3),
             "optimizer": self._config.optimizer.name,
             "optim/state_copies": round(self._state_copies, 4),
@@ -155,13 +179,14 @@ class Recorder:
         )
         return {f"perf/{label}": ratio}
 
-    def _write(self, step: int, split: str, row: dict[str, float]) -> None:
+    def _tokens(self, samples: int) -> int:
+        return samples * self._config.data.seq_len
+
+    def _write(
+        self, step: int, samples: int, split: str, row: dict[str, float]
+    ) -> None:
         self._writer.write(
-            step,
-            split,
-            row,
-            wall_s=self.seconds(),
-            tokens=step * self._tokens_per_step,
+            step, split, row, wall_s=self.seconds(), tokens=self._tokens(samples)
         )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,16 +18,20 @@ from experiments.sharding import (
     batch_sharding,
     make_mesh,
     param_shardings,
-    replicated,
     require_divisible_batch,
     state_shardings,
 )
+from experiments.training.batch_rule import BatchRule, build_batch_rule
+from experiments.training.measurement import (
+    Measurement,
+    build_measurement,
+    require_draws,
+)
 from experiments.training.padding import Padding, find_padding
-from experiments.training.preconditioning import build_refresh, counters
-from experiments.training.state import TrainState, init_state, zero_gradient_sum
-from experiments.training.step import build_accumulate, build_apply
+from experiments.training.state import TrainState, init_state
 from models import Model, build_llama
 from optim_jax import Plan
+from optim_jax.noise_scale import BatchSizeController
 
 HostBatch = Mapping[str, np.ndarray]
 DeviceBatch = Mapping[str, jax.Array]
@@ -40,6 +45,8 @@ class Setup:
     mesh: Mesh
     model: Model
     optimizer: Optimizer
+    batch_rule: BatchRule
+    measurement: Measurement | None  # of the noise scale; None where none is asked for
     data: TextData
     padding: Padding  # between the run's layout and what checkpoints hold
 
@@ -66,9 +73,11 @@ class Setup:
     def trajectory(self) -> dict[str, Any]:
         """What a continuation must share with the run it continues."""
         corpus = self.data.metadata
+        path = str([tuple(change) for change in self.batch_rule.path])
         return to_dict(self.config) | {
-            # The text itself, wherever its files lie.
+            # The text itself, wherever its files lie; and so the batch path.
             "corpus": {name: corpus[name] for name in ("corpus_sha256", "tokenizer")},
+            "batch_path_sha256": hashlib.sha256(path.encode()).hexdigest(),
             "process_count": jax.process_count(),
         }
 
@@ -89,8 +98,18 @@ class Setup:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens predicted per step, over all devices."""
+        """Tokens predicted in a step of `batch.size` rows, over all devices."""
         return self.config.batch.size * self.config.data.seq_len
+
+    @property
+    def init(self) -> Callable[[], TrainState]:
+        """A jit-able function that makes the state of step 0."""
+        return init_state(
+            self.model,
+            self.optimizer.transformation,
+            self.config.seed,
+            self.batch_rule.controller,
+        )
 
     def place(self, batch: HostBatch) -> DeviceBatch:
         """Puts this process's rows on its devices, as part of the global batch."""
@@ -117,6 +136,8 @@ def build_setup(
     processes = jax.process_count()
     model = build_llama(config.model)
     optimizer = _optimizer_on(mesh, config, model)
+    rule = build_batch_rule(config, optimizer.schedule)
+    _require_measurable(config, mesh, optimizer)
     data = build_text_data(
         config.data,
         rows=rows // processes,
@@ -133,11 +154,27 @@ def build_setup(
             f"{config.data.tokenizer!r}"
         )
     padding = find_padding(
-        abstract_train_state(model, optimizer, mesh, config.seed),
-        _shapes(model, _optimizer_on(None, config, model), config.seed),
+        abstract_train_state(model, optimizer, mesh, config.seed, rule.controller),
+        _shapes(
+            model, _optimizer_on(None, config, model), config.seed, rule.controller
+        ),
         mesh,
     )
-    return Setup(config, mesh, model, optimizer, data, padding)
+    measurement = None
+    if config.batch.adaptive != "none":
+        params = padding.state.params
+        measurement = build_measurement(model, config, mesh, params)
+    return Setup(config, mesh, model, optimizer, rule, measurement, data, padding)
+
+
+def _require_measurable(config: TrainConfig, mesh: Mesh, optimizer: Optimizer) -> None:
+    require_draws(config, mesh)
+    if config.batch.adaptive == "spectral" and not optimizer.uses_matrices:
+        raise ValueError(
+            "batch.adaptive=spectral measures the hidden matrices of a spectral "
+            f"optimizer, and optimizer.name={config.optimizer.name!r} has none; "
+            "sign or l2 measure every parameter"
+        )
 
 
 def _optimizer_on(mesh: Mesh | None, config: TrainConfig, model: Model) -> Optimizer:
@@ -158,15 +195,25 @@ def _optimizer_on(mesh: Mesh | None, config: TrainConfig, model: Model) -> Optim
     )
 
 
-def _shapes(model: Model, optimizer: Optimizer, seed: int) -> TrainState:
-    return jax.eval_shape(init_state(model, optimizer.transformation, seed))
+def _shapes(
+    model: Model,
+    optimizer: Optimizer,
+    seed: int,
+    controller: BatchSizeController | None,
+) -> TrainState:
+    init = init_state(model, optimizer.transformation, seed, controller)
+    return jax.eval_shape(init)
 
 
 def abstract_train_state(
-    model: Model, optimizer: Optimizer, mesh: Mesh, seed: int
+    model: Model,
+    optimizer: Optimizer,
+    mesh: Mesh,
+    seed: int,
+    controller: BatchSizeController | None = None,
 ) -> TrainState:
     """Shapes, dtypes and shardings of a run's state, without computing it."""
-    abstract = _shapes(model, optimizer, seed)
+    abstract = _shapes(model, optimizer, seed, controller)
     plan = None if optimizer.plan is None else optimizer.plan(abstract.params)
     shardings = state_shardings(
         abstract, abstract.params, model.partition_rules, mesh, plan
@@ -178,104 +225,3 @@ def abstract_train_state(
         abstract,
         shardings,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class CompiledStep:
-    """The two compiled functions of a training step, and what goes with them."""
-
-    accumulate: Callable[..., Any]
-    apply: Callable[..., Any]
-    zero_sums: Callable[[], Any]  # an empty accumulation
-    refresh: Callable[[TrainState], TrainState] | None  # where the loop refreshes
-    counters: Callable[[TrainState], Any] | None  # of Shampoo, outliving the state
-    temporary_bytes: int
-
-
-def compile_step(setup: Setup, example: DeviceBatch) -> CompiledStep:
-    """Compiles `accumulate` and `apply` for the run's layout and a batch like this."""
-    state = setup.abstract_state
-    state_sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
-    whole = replicated(setup.mesh)
-    sums = jax.eval_shape(zero_gradient_sum, state.params)
-    sums_sharding = jax.tree.map(lambda _: whole, sums)._replace(
-        gradients=param_shardings(state.params, setup.model.partition_rules, setup.mesh)
-    )
-    batch = {
-        name: jax.ShapeDtypeStruct(rows.shape, rows.dtype)
-        for name, rows in example.items()
-    }
-    accumulate = (
-        jax.jit(
-            build_accumulate(setup.model),
-            in_shardings=(
-                state_sharding,
-                sums_sharding,
-                batch_sharding(setup.mesh),
-                whole,
-            ),
-            out_shardings=sums_sharding,
-            donate_argnums=1,
-        )
-        .lower(state, sums, batch, jax.ShapeDtypeStruct((), np.int32))
-        .compile()
-    )
-    skip = setup.config.stopping.on_nonfinite == "skip"
-    apply = (
-        jax.jit(
-            build_apply(setup.optimizer, skip_nonfinite=skip),
-            in_shardings=(state_sharding, sums_sharding),
-            out_shardings=(state_sharding, sums_sharding, whole),
-            donate_argnums=(0, 1),
-        )
-        .lower(state, sums)
-        .compile()
-    )
-    programs, refresh = [accumulate, apply], None
-    if setup.refresh_every:
-        refresh = (
-            jax.jit(
-                build_refresh(setup.plan),
-                in_shardings=(state_sharding,),
-                out_shardings=state_sharding,
-                donate_argnums=0,
-            )
-            .lower(state)
-            .compile()
-        )
-        programs.append(refresh)
-    copied = None
-    if setup.plan is not None:
-        copied = setup.in_turn(jax.jit(counters, out_shardings=whole))
-    return CompiledStep(
-        accumulate=setup.in_turn(accumulate),
-        apply=setup.in_turn(apply),
-        zero_sums=setup.in_turn(
-            jax.jit(
-                lambda: zero_gradient_sum(state.params), out_shardings=sums_sharding
-            )
-        ),
-        refresh=None if refresh is None else setup.in_turn(refresh),
-        counters=copied,
-        temporary_bytes=max(
-            compiled.memory_analysis().temp_size_in_bytes for compiled in programs
-        ),
-    )
-
-
-def initial_state(setup: Setup) -> TrainState:
-    """The state of step 0, made directly in its layout."""
-    init = init_state(setup.model, setup.optimizer.transformation, setup.config.seed)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state)
-    return jax.jit(init, out_shardings=shardings)()
-
-
-def stored_state(setup: Setup, state: TrainState) -> TrainState:
-    """A state as checkpoints hold it, the same on every mesh."""
-    return setup.in_turn(setup.padding.remove)(state)
-
-
-def state_from_stored(setup: Setup, stored: TrainState) -> TrainState:
-    """The inverse of `stored_state`, in the layout of this run."""
-    init = init_state(setup.model, setup.optimizer.transformation, setup.config.seed)
-    return setup.in_turn(setup.padding.add)(stored, init)

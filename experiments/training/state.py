@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from models import Model
+from optim_jax.noise_scale import BatchSizeController, BatchSizeState
 
 
 class TrainState(NamedTuple):
@@ -18,9 +19,11 @@ class TrainState(NamedTuple):
     """
 
     step: jax.Array  # int32 (), updates applied so far
+    samples: jax.Array  # int32 (), rows trained on so far
     params: Any
     opt_state: Any
     key: jax.Array  # typed PRNG key; step t uses fold_in(key, t), so it never changes
+    batch: BatchSizeState | None = None  # of the batch-size controller, if there is one
 
 
 class GradientSum(NamedTuple):
@@ -33,7 +36,10 @@ class GradientSum(NamedTuple):
 
 
 def init_state(
-    model: Model, transformation: optax.GradientTransformation, seed: int
+    model: Model,
+    transformation: optax.GradientTransformation,
+    seed: int,
+    controller: BatchSizeController | None = None,
 ) -> Callable[[], TrainState]:
     """A jit-able function that makes the state of step 0."""
 
@@ -42,9 +48,11 @@ def init_state(
         params = model.init(init_key)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
+            samples=jnp.zeros((), jnp.int32),
             params=params,
             opt_state=transformation.init(params),
             key=run_key,
+            batch=None if controller is None else controller.init(),
         )
 
     return init

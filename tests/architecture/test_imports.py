@@ -44,6 +44,8 @@ OPTIM_JAX_RANKS = {
 METHOD_RANK = 5
 EXPERIMENTS_RANKS = {
     "__init__": 0,
+    "config_checks": -2,
+    "batch_config": -1,
     "config": 0,
     "config_fields": 0,
     "data": 1,

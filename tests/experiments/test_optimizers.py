@@ -53,7 +53,33 @@ def test_every_name_moves_the_parameters_and_says_whether_it_averages(name):
             optim_jax.gpa_eval_params(state, params)
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion", "muon", "sgd", "gpa_adamw"])
+@pytest.mark.parametrize("name", NAMES)
+def test_at_a_rate_a_step_is_that_of_the_schedule_at_this_rate(name):
+    optimizer = _build(name=name, schedule="cosine", precondition_frequency=2)
+    params, state = PARAMS, optimizer.transformation.init(PARAMS)
+
+    @jax.jit
+    def step(rate, gradients, params, state):
+        updates, state = optimizer.at_rate(rate).update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for count in range(4):
+        gradients = jax.tree.map(lambda leaf, c=count: leaf * (1 + c), GRADIENTS)
+        rate = jnp.asarray(optimizer.schedule(count), jnp.float32)
+        params, state = step(rate, gradients, params, state)
+    expected, expected_state = _trajectory(optimizer, steps=4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        params,
+        expected,
+    )
+    assert jax.tree.structure(state) == jax.tree.structure(expected_state)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["adamw", "lion", "muon", "specsgd", "sgd", "sign_sgd", "signum", "gpa_adamw"],
+)
 def test_decay_reaches_matrices_and_spares_norms(name):
     with_decay, _ = _trajectory(_build(name=name, weight_decay=0.5))
     without, _ = _trajectory(_build(name=name, weight_decay=0.0))
@@ -126,10 +152,22 @@ def test_clipping_comes_before_averaging():
     assert float(moved) == pytest.approx(0.1 * 1e-3, rel=1e-3)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_matrix_methods_say_that_they_use_matrices(name):
+    expected = name.removeprefix("gpa+") in {
+        "kl_shampoo",
+        "muon",
+        "shampoo",
+        "soap",
+        "specsgd",
+    }
+    assert _build(name=name).uses_matrices == expected
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("adam", "optimizer.name must be one of adamw, .* soap, each also as gpa"),
+        ("adam", "optimizer.name must be one of adamw, .*, specsgd, each also as gpa"),
         ("gpa+nope", "got 'gpa.nope'"),
         ("gpa+gpa_adamw", "gpa_adamw already averages"),
     ],

@@ -122,3 +122,35 @@ def test_preempting_one_process_saves_both_and_resumes(text, tmp_path):
     _finish(resumed)
     steps, _ = _losses(tmp_path / "run")
     assert steps == sorted(set(steps)) and steps[-1] > step
+
+
+def test_two_processes_agree_on_the_batch_and_go_on_with_it(text, tmp_path):
+    adaptive = {
+        "steps": 16,
+        "batch.adaptive": "sign",
+        "batch.theta": 0.8,
+        "batch.max_size": 32,
+        "batch.warmup_fraction": 0.0,
+        "noise_scale.every": 3,
+        "optimizer.name": "signum",
+    }
+    # Four ranks, or two that cut their rows in two: the same draws.
+    _finish(_start(_arguments(text, tmp_path / "four", **adaptive), 2, devices=2))
+    cut = adaptive | {"noise_scale.splits": 2}
+    _finish(_start(_arguments(text, tmp_path / "two", **cut), 2, devices=1))
+    paths = [
+        (tmp_path / name / "batch_path.csv").read_text() for name in ("four", "two")
+    ]
+    assert paths[0] == paths[1] and len(paths[0].splitlines()) > 2
+    scales = [
+        [
+            row["optim/noise_scale"]
+            for row in read_metrics(tmp_path / name)
+            if row["split"] == "train"
+        ]
+        for name in ("four", "two")
+    ]
+    np.testing.assert_allclose(scales[0], scales[1], rtol=1e-3)
+    resumed = _arguments(text, tmp_path / "two", **cut)
+    _finish(_start([*resumed, "--resume"], 2, devices=1))
+    assert (tmp_path / "two" / "batch_path.csv").read_text() == paths[1]

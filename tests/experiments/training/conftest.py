@@ -36,11 +36,19 @@ def tiny_config(tmp_path):
                 config.data, source="text", path=str(text), validation_fraction=0.2
             ),
         )
+        groups = {}
         for name, value in changes.items():
             group, _, field = name.partition("__")
             if field:
-                value = dataclasses.replace(getattr(config, group), **{field: value})
-            config = dataclasses.replace(config, **{group: value})
+                groups.setdefault(group, {})[field] = value
+            else:
+                config = dataclasses.replace(config, **{group: value})
+        replaced = {
+            group: dataclasses.replace(getattr(config, group), **fields)
+            for group, fields in groups.items()
+        }
+        # All at once: a group may be refused beside the old value of another.
+        config = dataclasses.replace(config, **replaced)
         return config
 
     return make
