@@ -25,6 +25,11 @@ class Claim(NamedTuple):
 
 
 CLAIMS: dict[str, Claim] = {
+    "gns_llama": Claim(
+        "experiments.reproduce.gns_llama",
+        ("cpu", "gpu"),
+        "batch sizes from noise scales against constant and open-loop ones on a Llama",
+    ),
     "gpa_llama": Claim(
         "experiments.reproduce.gpa_llama",
         ("cpu", "gpu"),

@@ -6,7 +6,7 @@ seed stand for one training run.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from experiments.reproduce.sweep import Run
 from experiments.reproduce.tuning import Arm, Trial
@@ -64,6 +64,10 @@ class Protocol:
     sentences: tuple[str, ...]
 
 
+# A frozen dataclass with a field `overrides`.
+AnyProtocol = TypeVar("AnyProtocol", bound=Any)
+
+
 def nano_overrides(steps: int, checks: int) -> dict[str, Any]:
     """Fields of runs of the nano Llama: 32 rows a step, `checks` evaluations."""
     return {
@@ -90,7 +94,7 @@ def c4_overrides(steps: int) -> dict[str, Any]:
     }
 
 
-def with_overrides(protocol: Protocol, overrides: Sequence[str]) -> Protocol:
+def with_overrides(protocol: AnyProtocol, overrides: Sequence[str]) -> AnyProtocol:
     """The protocol with `field=value` of the training config changed for all runs."""
     extra = dict(override.split("=", 1) for override in overrides)
     return dataclasses.replace(protocol, overrides={**protocol.overrides, **extra})

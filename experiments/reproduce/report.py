@@ -13,7 +13,7 @@ empty). An arm whose trials are some of another arm's names that one under `part
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,7 +96,7 @@ def finding_against(document: Document, subject_name: str, baseline: str) -> Fin
     )
     return Finding(
         f"{subject['label']} against {other['label']}: final loss "
-        f"{_signed(result.difference)} (same seeds, paired; ratio "
+        f"{signed(result.difference)} (same seeds, paired; ratio "
         f"{number(result.ratio, 3)}), reaches "
         f"{other['label']}'s mean final loss {result.target:.4f} in "
         f"{result.reached} of {result.speed_up.count} seeds, speed-up "
@@ -143,7 +143,8 @@ def plus_minus(estimate: Estimate, digits: int = 4) -> str:
     return text
 
 
-def _signed(estimate: Estimate) -> str:
+def signed(estimate: Estimate) -> str:
+    """Mean ± standard error, with the sign of the mean."""
     sign = "+" if estimate.mean > 0 else ""
     return sign + plus_minus(estimate)
 
@@ -232,24 +233,31 @@ def _tuning_table(document: Document) -> str:
     return markdown_rows(["arm", "variant", "learning rate: loss"], rows)
 
 
+def origin(document: Document) -> str:
+    """How a document was made, in one sentence."""
+    made = document["provenance"]
+    machine, versions = made["machine"], made["versions"]
+    devices = ", ".join(machine["accelerators"])
+    return (
+        f"Made by `{made['command']}` on {made['date']} (commit {made['commit'][:12]}; "
+        f"{machine['processor']}, {machine['cores']} cores"
+        + (f", {devices}" if devices else "")
+        + "; "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + ")."
+    )
+
+
 def markdown(document: Document) -> str:
     """The whole report: how it was made, the table, what follows, the tuning."""
-    origin = document["provenance"]
     baseline = arm_named(document, document["baseline"])["label"]
     columns = list(_COLUMNS)
     columns[5] = f"ratio to {baseline}"
     if _has_throughput(document):
         columns.append("tokens/s")
-    machine, versions = origin["machine"], origin["versions"]
-    devices = ", ".join(machine["accelerators"])
     parts = [
         f"# {document['title']}",
-        f"Made by `{origin['command']}` on {origin['date']} (commit "
-        f"{origin['commit'][:12]}; {machine['processor']}, {machine['cores']} cores"
-        + (f", {devices}" if devices else "")
-        + "; "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + ").",
+        origin(document),
         "\n".join(f"* {sentence}" for sentence in document["protocol"]),
         f"Seeds {', '.join(map(str, document['seeds']))}; mean ± standard error. "
         f'"Steps" count until the loss is at or below {baseline}\'s mean final loss, '
@@ -279,17 +287,37 @@ def acceptance_text(document: Document) -> str:
     )
 
 
-def write_report(
-    document: Document, results_dir: pathlib.Path, stem: str
+def write_files(
+    document: Document,
+    results_dir: pathlib.Path,
+    stem: str,
+    *,
+    text: Callable[[Document], str],
+    draw: Callable[[Document, pathlib.Path], None],
 ) -> list[pathlib.Path]:
-    """Writes JSON, Markdown and figure side by side; returns their paths."""
-    # Here, so that tables can be made where matplotlib is not installed.
-    from experiments.reproduce.figure import draw
+    """Writes JSON, Markdown and figure side by side; returns their paths.
 
+    Args:
+      document: the results.
+      results_dir: where the files go.
+      stem: their name.
+      text: makes the Markdown from a document.
+      draw: makes the figure, likewise.
+    """
     results_dir.mkdir(parents=True, exist_ok=True)
     paths = [results_dir / f"{stem}.{ending}" for ending in ("json", "md", "png")]
     document = encode(document)
     paths[0].write_text(json.dumps(document, indent=1) + "\n")
-    paths[1].write_text(markdown(document))
+    paths[1].write_text(text(document))
     draw(document, paths[2])
     return paths
+
+
+def write_report(
+    document: Document, results_dir: pathlib.Path, stem: str
+) -> list[pathlib.Path]:
+    """Writes the JSON, the report and the figure of compared optimizers."""
+    # Here, so that tables can be made where matplotlib is not installed.
+    from experiments.reproduce.figure import draw
+
+    return write_files(document, results_dir, stem, text=markdown, draw=draw)

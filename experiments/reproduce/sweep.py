@@ -34,13 +34,28 @@ def _text(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
+class InputFile(NamedTuple):
+    """A file that a run reads: what it holds, not where it lies, tells runs apart."""
+
+    path: pathlib.Path  # written before the run starts
+    content: str
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def _identity(value: Any) -> str:
+    return value.content if isinstance(value, InputFile) else _text(value)
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One training run.
 
     Attributes:
       preset: name of a preset of the trainer.
-      overrides: dotted config fields and their values.
+      overrides: dotted config fields and their values; an `InputFile` for a field that
+        names a file made for this run.
       label: for the progress line; not part of the identity.
     """
 
@@ -51,7 +66,7 @@ class Run:
     @property
     def digest(self) -> str:
         """Short hash of preset and overrides, independent of their order."""
-        fields = {name: _text(value) for name, value in self.overrides.items()}
+        fields = {name: _identity(value) for name, value in self.overrides.items()}
         text = json.dumps([self.preset, fields], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -62,6 +77,13 @@ class Run:
             f"--preset={self.preset}",
             *(f"--config.{name}={_text(v)}" for name, v in self.overrides.items()),
         ]
+
+    def write_inputs(self) -> None:
+        """Writes the files that the run reads."""
+        for value in self.overrides.values():
+            if isinstance(value, InputFile):
+                value.path.parent.mkdir(parents=True, exist_ok=True)
+                value.path.write_text(value.content)
 
 
 class Outcome(NamedTuple):
@@ -215,6 +237,7 @@ class Sweep:
         free = [s for s in range(len(self._environments)) if s not in taken]
         for slot in free[: len(waiting)]:
             run = waiting.pop(0)
+            run.write_inputs()
             outcome = outcome_of(run, self._root)
             arguments = [*run.flags, f"--output_dir={outcome.directory}"]
             if outcome.status != "new":

@@ -88,6 +88,29 @@ def best_trial(losses: Mapping[Trial, float]) -> Trial:
     return min(losses, key=rank)
 
 
+def cheapest_trial(
+    losses: Mapping[Trial, float], costs: Mapping[Trial, float], limit: float
+) -> Trial:
+    """The cheapest trial that is good enough; the best one where none is.
+
+    Args:
+      losses: the loss of each trial.
+      costs: what each trial took, such as its steps; ties go to the lower loss.
+      limit: highest loss that is good enough; nothing is if it is not finite.
+
+    Returns:
+      The trial.
+    """
+    enough = {
+        trial: loss
+        for trial, loss in losses.items()
+        if math.isfinite(limit) and loss <= limit
+    }
+    if not enough:
+        return best_trial(losses)
+    return min(enough, key=lambda trial: (costs[trial], enough[trial]))
+
+
 def edge_extension(
     losses: Mapping[float, float], factor: float
 ) -> tuple[float | None, str]:

@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 _AVERAGING = ("AdamW", "AdamW + EMA", "Schedule-Free", "DiLoCo", "GPA")
 LABELS = {
+    "gns_llama": ("Signum", "Muon", "AdamW", "Seesaw", "replayed path"),
     "gpa_llama": _AVERAGING,
     "gpa_teacher_student": _AVERAGING,
     "shampoo_llama": ("AdamW", "Muon", "Shampoo", "SOAP", "KL-Shampoo", "GPA + SOAP"),
@@ -78,7 +79,11 @@ def test_a_variation_never_replaces_the_protocols_result():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "error: give one claim: gpa_llama, gpa_teacher_student, shampoo_llama"),
+        (
+            [],
+            "error: give one claim: gns_llama, gpa_llama, gpa_teacher_student, "
+            "shampoo_llama",
+        ),
         (["nope"], "error: no claim named 'nope'"),
         (["gpa_llama", "--seeds=1,x"], "error: --seeds must be a comma-separated"),
     ],
