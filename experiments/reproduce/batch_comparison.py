@@ -6,6 +6,7 @@ was chosen among them, the replayed path and the mean-matched batch; all rules o
 reporting seeds.
 """
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,10 +56,32 @@ def curve_at(
     return losses, steps
 
 
+def scale_over_batch(outcome: Outcome, samples: int, seq_len: int) -> float | None:
+    """The measured noise scale over the batch it was measured with.
+
+    Args:
+      outcome: a run that has ended.
+      samples: rows trained on from which readings count.
+      seq_len: tokens of a row.
+
+    Returns:
+      The median of the logged readings; None of a run that measured nothing.
+    """
+    readings = [
+        row["optim/noise_scale"] / row["train/batch_size"]
+        for row in outcome.rows("optim/noise_scale")
+        if row["tokens"] > samples * seq_len
+    ]
+    return statistics.median(readings) if readings else None
+
+
 def _entry(
     protocol: BatchProtocol, tuned: Tuned, outcomes: Sequence[Outcome]
 ) -> dict[str, Any]:
-    seq_len = protocol.config.data.seq_len
+    config = protocol.config
+    seq_len = config.data.seq_len
+    warm = round(config.batch.warmup_fraction * config.total_samples)
+    ratios = [scale_over_batch(outcome, warm, seq_len) for outcome in outcomes]
     curves = [curve_at(outcome, protocol.checks, seq_len) for outcome in outcomes]
     variants, chosen = tuned.arm.variants, tuned.chosen
     return {
@@ -81,6 +104,7 @@ def _entry(
         ],
         "loss": [losses for losses, _ in curves],
         "steps": [steps for _, steps in curves],
+        "scale_over_batch": [ratio for ratio in ratios if ratio is not None],
         "paths": [[list(change) for change in path_of(o)] for o in outcomes],
         "runs": [
             {"seed": o.run.overrides["seed"], "status": o.status, "id": o.run.digest}

@@ -5,14 +5,18 @@ trained on at which losses were taken), `small_size`, `claimed` (names of the op
 that the target is stated for), `required_saving`, `seeds`, `tuning_seeds` and
 `optimizers`. Each of these has `name`, `label` and `arms`; each arm `name`, `label`,
 `best` (settings), `interior`, `trials` (settings, learning rate, loss, steps; none for
-an open-loop rule), `loss` and `steps` ([seeds, checks]) and `paths` (of each seed,
-pairs of rows trained on and batch size).
+an open-loop rule), `loss` and `steps` ([seeds, checks]), `paths` (of each seed, pairs
+of rows trained on and batch size) and `scale_over_batch` (of each seed, the median of
+the noise scale read after the warm-up over the batch; empty where none is measured).
 """
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from experiments.reproduce.batch_protocol import THETA_RULES
 from experiments.reproduce.batch_savings import (
     Curves,
     Saving,
@@ -189,6 +193,20 @@ def _summary(document: Document, rule: str, opening: str) -> str:
     )
 
 
+def _reading(optimizer: Optimizer) -> str:
+    """How far the measured noise scale lies above the batch."""
+    found = []
+    for rule in THETA_RULES:
+        arm = arm_named(dict(optimizer), rule)
+        ratios = [float(ratio) for ratio in arm["scale_over_batch"]]
+        if ratios:
+            found.append(f"{np.median(ratios):.2g} ({arm['label']})")
+    return (
+        f"{optimizer['label']}: after the warm-up the measured noise scale over the "
+        f"batch is, in the median, {', '.join(found)}."
+    )
+
+
 def batch_findings(document: Document) -> list[str]:
     """What follows from the runs, in sentences made from their numbers."""
     return [
@@ -198,6 +216,7 @@ def batch_findings(document: Document) -> list[str]:
         _summary(document, "mean_matched", "No ramp, the mean-matched constant batch"),
         _summary(document, "adaptive_l2", "Another noise scale, adaptive, l2"),
         _summary(document, "adaptive_alignment", "Another signal, adaptive, alignment"),
+        *map(_reading, document["optimizers"]),
     ]
 
 

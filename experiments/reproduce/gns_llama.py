@@ -90,7 +90,7 @@ def _cpu_protocol(steps: int) -> BatchProtocol:
         ),
         claimed=CLAIMED,
         factor=2.0,
-        tolerance=0.0025,
+        tolerance=0.005,
         required_saving=0.5,
         sentences=(
             "Byte-level Llama with 41 thousand parameters on standard-library text, "
@@ -100,6 +100,13 @@ def _cpu_protocol(steps: int) -> BatchProtocol:
             f"Noise scales: every {every} steps, one row to a draw, averages over 0.9 "
             "and 0.9; the batch may grow after the warm-up, to 64 rows. Alignment: the "
             "signal of 8 draws left out in turn.",
+            "Where a gradient is mostly noise, the plain estimate reads about pi/2 "
+            "(sign) or 1 (l2) times the batch whatever the noise is; theta alone then "
+            "decides how fast the batch grows. The alignment signal has no such bound.",
+            "The tolerance of theta was raised from 0.25 % to 0.5 % after tuning: on "
+            "seed 0 a Signum run that differs from the small batch's in rounding alone "
+            "ends 0.32 % away from it. Runs on reporting seeds had begun by then; none "
+            "was used for the choice.",
         ),
     )
 
@@ -109,7 +116,7 @@ def _gpu_protocol(steps: int) -> BatchProtocol:
     thetas = {
         "adaptive_l2": (0.15, 0.3, 0.45, 0.6),
         "adaptive_matched": (0.5, 0.6, 0.7, 0.8),
-        "adaptive_alignment": (0.5, 0.6, 0.7, 0.8),
+        "adaptive_alignment": (0.6, 0.75, 0.9, 1.1),
     }
     return BatchProtocol(
         title=TITLE,
@@ -119,7 +126,7 @@ def _gpu_protocol(steps: int) -> BatchProtocol:
             "batch.size": 64,
             "batch.micro_batch": 16,
             **_measuring(0.15, 100, 1024),
-            "noise_scale.splits": 2,
+            "noise_scale.splits": 8,
             "evaluation.every": max(1, steps // 60),
             "evaluation.batches": 64,
             "checkpoint.keep": 1,
@@ -160,7 +167,7 @@ def _gpu_protocol(steps: int) -> BatchProtocol:
         ),
         claimed=CLAIMED,
         factor=2.0,
-        tolerance=0.0025,
+        tolerance=0.005,
         required_saving=0.5,
         sentences=(
             f"Llama-160M on C4, {steps} small steps of 64 x 2,048 tokens "
@@ -169,9 +176,10 @@ def _gpu_protocol(steps: int) -> BatchProtocol:
             "matrices, gradients clipped at norm 1. Muon's updates are scaled to an "
             "RMS of 0.2, so that its matrices and AdamW's other leaves share a rate. "
             "Momenta, clipping and that scale are ours.",
-            "Noise scales: every 100 steps, 8 rows to a draw as on the paper's 8 "
-            "ranks, averages over 0.9 and 0.9; the batch may grow after the warm-up, "
-            "to 1,024 rows. The paper's theta is 0.6 (l2: 0.3).",
+            "Noise scales: every 100 steps, averages over 0.9 and 0.9; the batch may "
+            "grow after the warm-up, to 1,024 rows; the paper's theta is 0.6 (l2: "
+            "0.3). One device cuts its micro-batches of 16 rows into 8 draws, where "
+            "the paper has 8 ranks; on 8 devices give --override=noise_scale.splits=1.",
         ),
     )
 

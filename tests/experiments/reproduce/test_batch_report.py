@@ -46,6 +46,7 @@ def arm(rule, *, jitter=0.0):
         "loss": losses,
         "steps": [[share * steps / 4 for share in (1, 2, 3, 4)]] * 2,
         "paths": [[[0, 400 // steps]]] * 2,
+        "scale_over_batch": [1.2, 1.4] if theta else [],
         "runs": [],
     }
 
@@ -179,6 +180,16 @@ def test_a_diverged_rule_stays_in_the_table_and_the_figure_is_drawn(document, tm
         "–",
         "–",
     ]
+
+
+def test_the_measured_noise_scale_stands_beside_the_batch(document):
+    arms = document["optimizers"][1]["arms"]
+    arms[-1]["scale_over_batch"] = [20.0, "inf"]
+    text = batch_markdown(document)
+    assert (
+        "Muon: after the warm-up the measured noise scale over the batch is, in the "
+        "median, 1.3 (adaptive, l2), 1.3 (adaptive, matched), inf (adaptive, alignment)"
+    ) in text
 
 
 def test_steps_are_shown_where_theta_was_tried(document):

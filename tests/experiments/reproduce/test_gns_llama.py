@@ -12,10 +12,12 @@ from experiments.reproduce.batch_comparison import (
     compare_batches,
     curve_at,
     run_batch_protocol,
+    scale_over_batch,
 )
 from experiments.reproduce.batch_plan import batch_plan
 from experiments.reproduce.claims import Options
 from experiments.reproduce.gns_llama import protocol_of
+from experiments.reproduce.llama_comparison import compiled_once
 from experiments.reproduce.report import arm_named
 from experiments.reproduce.sweep import Outcome, Run, Sweep, SweepError
 
@@ -51,6 +53,9 @@ FAKE = """
             checked = samples // 160
             loss = final + (800 - samples) / 800
             lines.append({"step": step, "tokens": 32 * samples, "eval/loss": loss})
+            if get("batch.adaptive"):
+                row = {"optim/noise_scale": 3.0 * size, "train/batch_size": size}
+                lines.append({"step": step, "tokens": 32 * samples, **row})
     text = "".join(json.dumps(line) + "\\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text)
     text = "".join(f"{a},{b}\\n" for a, b in [("samples_seen", "batch_size"), *path])
@@ -99,6 +104,7 @@ def test_the_comparison_from_tuning_to_document(request_of):
     assert adaptive["best"] == {"batch.theta": 1.0, "learning_rate": 4e-3}
     # 80 rows in 10 steps, 720 in 23: the path of the tuning seed, replayed.
     assert [row[-1] for row in adaptive["steps"]] == [33.0, 33.0]
+    assert adaptive["scale_over_batch"] == [3.0, 3.0]
     replay = arm_named(signum, "replay")
     assert replay["paths"] == [[[0, 8], [80, 32]]] * 2 == adaptive["paths"]
     assert replay["steps"] == adaptive["steps"] and replay["trials"] == []
@@ -107,6 +113,7 @@ def test_the_comparison_from_tuning_to_document(request_of):
     assert mean_matched["best"]["size"] == 24
     assert mean_matched["paths"] == [[[0, 24]]] * 2
     assert [run["seed"] for run in replay["runs"]] == [1, 2]
+    assert replay["scale_over_batch"] == []
     for arm in signum["arms"]:
         assert document["checks"] == [160, 320, 480, 640, 800]
         assert len(arm["loss"][0]) == len(arm["steps"][0]) == 5
@@ -167,11 +174,28 @@ def test_a_check_takes_the_first_evaluation_that_is_not_earlier(tmp_path):
     assert losses == [3.0, 1.0, float("inf")] and str(steps[-1]) == "nan"
 
 
+def test_readings_count_after_the_warm_up_and_may_be_infinite(tmp_path):
+    def row(samples, scale):
+        found = {"optim/noise_scale": scale, "train/batch_size": 8}
+        return {"step": 1, "tokens": 4 * samples, **found}
+
+    outcome = _outcome(tmp_path, [row(8, 800.0), row(16, 16.0), row(24, 24.0)])
+    assert scale_over_batch(outcome, 8, seq_len=4) == 2.5
+    outcome = _outcome(tmp_path, [row(16, None), row(24, 16.0), row(32, None)])
+    assert scale_over_batch(outcome, 8, seq_len=4) == float("inf")
+    assert scale_over_batch(outcome, 32, seq_len=4) is None
+
+
+def test_runs_of_a_sweep_share_what_they_compile(tmp_path):
+    folder = compiled_once(tmp_path)["JAX_COMPILATION_CACHE_DIR"]
+    assert folder == str(tmp_path / "compiled")
+
+
 def test_the_plan_counts_runs_and_names_rules(tmp_path):
     options = Options("gns_llama", output_dir=tmp_path)
     text = batch_plan(protocol_of(options), options)
-    assert "72 tuning runs, at most 27 extensions, 120 reporting runs" in text
-    assert text.count("python -m experiments.train_llama --preset=llama_pico") == 36
+    assert "63 tuning runs, at most 27 extensions, 120 reporting runs" in text
+    assert text.count("python -m experiments.train_llama --preset=llama_pico") == 27
     assert text.count("adaptive, matched: adaptive=sign") == 2
     assert "adaptive, alignment: adaptive=spectral, signal=alignment" in text
     assert "Every run trains on the same " in text
