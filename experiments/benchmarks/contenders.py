@@ -93,6 +93,11 @@ CONTENDERS: dict[str, ContenderRow] = {
     "soap": _ours(
         lambda _: optim_jax.soap(LEARNING_RATE, refresh="external", **_DECAY)
     ),
+    "signum": _ours(lambda _: optim_jax.signum(LEARNING_RATE, **_DECAY)),
+    "muon": _ours(lambda axes: optim_jax.muon(LEARNING_RATE, axes, **_DECAY)),
+    "muon_bfloat16": _ours(
+        lambda axes: optim_jax.muon(LEARNING_RATE, axes, ns_dtype="bfloat16", **_DECAY)
+    ),
     "diloco(adamw)": _ours(
         lambda axes: optim_jax.single_worker_diloco(_adamw(axes), inner_steps=16)
     ),

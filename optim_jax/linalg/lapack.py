@@ -34,6 +34,15 @@ def svd(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return one_by_one_on_cpu(decompose, a)
 
 
+def singular_values(a: jax.Array) -> jax.Array:
+    """Singular values (..., min(m, n)), descending, of (..., m, n), without vectors."""
+
+    def decompose(a: jax.Array) -> jax.Array:
+        return jnp.linalg.svd(a, compute_uv=False)
+
+    return one_by_one_on_cpu(decompose, a)
+
+
 def qr(a: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Orthogonal and upper triangular factor of square (..., d, d)."""
 

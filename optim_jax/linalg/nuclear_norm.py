@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optim_jax.linalg.lapack import eigh, svd
+from optim_jax.linalg.lapack import eigh, singular_values, svd
 from optim_jax.linalg.orthogonalization import orthogonalize
 from optim_jax.linalg.polar_schedule import polar_schedule
 from optim_jax.linalg.solver_info import (
@@ -56,7 +56,7 @@ def nuclear_norm(z: jax.Array, method: str = "eigh") -> jax.Array:
     finite = all_finite(z)
     safe = jnp.where(over_matrices(finite), z, 0.0)
     if method == "eigh":
-        norm = jnp.sum(svd(safe)[1], axis=-1)
+        norm = jnp.sum(singular_values(safe), axis=-1)
     else:
         polar, _ = orthogonalize(safe, method="polar")
         norm = jnp.sum(safe * polar, axis=(-2, -1))

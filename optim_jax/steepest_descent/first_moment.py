@@ -58,7 +58,7 @@ def debiased(
     Args:
       moment: m_t.
       gradient: g_t.
-      b1: decay rate.
+      b1: decay rate, not the number 0, with which m_t is g_t.
       count: t.
       nesterov: whether to look ahead.
     """
@@ -75,6 +75,6 @@ def scalar_like(scalar: Any, array: jax.Array) -> Any:
 
 
 def _one_minus_power(base: Any, exponent: jax.Array) -> jax.Array:
-    """1 - base^exponent without cancellation, for base in [0, 1) and exponent > 0."""
+    """1 - base^exponent without cancellation; base a float > 0 or an array."""
     log = math.log(base) if isinstance(base, float) else jnp.log(base)
     return -jnp.expm1(exponent * log)

@@ -50,7 +50,7 @@ def map_matrices(
     def run(leaves: Sequence[jax.Array]) -> list[jax.Array]:
         matrices = []
         for leaf, of_leaf, is_tall in zip(leaves, axes, tall, strict=True):
-            stack = as_matrices(leaf, of_leaf)
+            stack = as_matrices(_everywhere(leaf, mesh), of_leaf)
             matrices.append(jnp.swapaxes(stack, 1, 2) if is_tall else stack)
         results = _map_stacks(lambda s: _on_shares(function, s, mesh), matrices)
         returned = []
@@ -104,4 +104,10 @@ def _on_shares(
     on_shares = jax.shard_map(
         function, mesh=current(mesh), in_specs=spec, out_specs=spec, check_vma=False
     )
-    return on_shares(shared)[:count]
+    # Gathered as a whole: every slice of a shared stack would be a message of its own.
+    return _everywhere(on_shares(shared), mesh)[:count]
+
+
+def _everywhere(array: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """The whole array on every device of a mesh."""
+    return array if mesh is None else constrain(array, mesh, PartitionSpec())

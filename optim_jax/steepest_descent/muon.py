@@ -75,8 +75,8 @@ def specsgd(
 
     References:
       Carlson, Cevher, Carin, 2015, https://proceedings.mlr.press/v38/carlson15.html.
-      Naganuma, Gupta, Briki, Mitliagkas, Rish, Raman, Shi,
-      https://arxiv.org/abs/2602.03001, section 2.
+      Naganuma, Gupta, Briki, Mitliagkas, Rish, Raman, Shi, 2026,
+      https://arxiv.org/abs/2602.03001.
     """
 
     def hidden(axes: Any) -> optax.GradientTransformation:
@@ -175,7 +175,7 @@ def muon(
       Jordan, Jin, Boza, You, Cesista, Newhouse, Bernstein, 2024,
       https://kellerjordan.github.io/posts/muon.
       Liu et al., 2025, https://arxiv.org/abs/2502.16982, for `consistent_rms`.
-      Naganuma, Gupta, Briki, Mitliagkas, Rish, Raman, Shi,
+      Naganuma, Gupta, Briki, Mitliagkas, Rish, Raman, Shi, 2026,
       https://arxiv.org/abs/2602.03001.
     """
 

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import optax
 
-from optim_jax.steepest_descent.spectral import hidden_axes
+from optim_jax.steepest_descent.spectral import check_leaves, hidden_axes
 from optim_jax.trees.matrices import check_stated, is_absent
 from optim_jax.typing import MatrixAxesTree, Params, Updates
-from optim_jax.validation import check_inexact_leaves, require_params
+from optim_jax.validation import require_params
 
 
 def route_hidden(
@@ -32,8 +32,8 @@ def route_hidden(
       params.
 
     Raises:
-      ValueError: `matrix_axes` is None; at `init` and `update`, what `axes_of_leaves`
-        raises, or a leaf is an integer array.
+      ValueError: `matrix_axes` is None; at `init`, what `axes_of_leaves` and
+        `check_leaves` raise.
     """
     check_stated(name, matrix_axes)
     hidden(matrix_axes)  # its arguments are checked now, not at the first step
@@ -51,7 +51,7 @@ def route_hidden(
         )
 
     def init(params: Params) -> Any:
-        check_inexact_leaves(name, params)
+        check_leaves(name, params, hidden_axes(name, params, matrix_axes))
         return partition(params).init(params)
 
     def update(

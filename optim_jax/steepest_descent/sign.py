@@ -58,8 +58,8 @@ def sign_sgd(
     References:
       Bernstein, Wang, Azizzadenesheli, Anandkumar, 2018,
       https://arxiv.org/abs/1802.04434.
-      Naganuma, Gupta, Briki, Mitliagkas, Rish, Raman, Shi,
-      https://arxiv.org/abs/2602.03001, section 2.
+      Naganuma, Gupta, Briki, Mitliagkas, Rish, Raman, Shi, 2026,
+      https://arxiv.org/abs/2602.03001.
     """
     direction = scale_by_signum(0.0)
     return descend("signSGD", direction, learning_rate, weight_decay, mask)
@@ -101,8 +101,8 @@ def signum(
 
     References:
       Bernstein, Wang, Azizzadenesheli, Anandkumar, 2018,
-      https://arxiv.org/abs/1802.04434, algorithm 2.
-      Naganuma, Gupta, Briki, Mitliagkas, Rish, Raman, Shi,
+      https://arxiv.org/abs/1802.04434.
+      Naganuma, Gupta, Briki, Mitliagkas, Rish, Raman, Shi, 2026,
       https://arxiv.org/abs/2602.03001.
     """
     direction = scale_by_signum(b1, mu_dtype=mu_dtype)
@@ -114,7 +114,7 @@ def scale_by_signum(
 ) -> optax.GradientTransformationExtraArgs:
     r"""The direction of `signum`, :math:`\operatorname{sign}(m_{t+1})`, ascending.
 
-    The average starts at zero and is not debiased: the sign of neither depends on it.
+    The average starts at zero and is not debiased, which would not change its sign.
 
     Args:
       b1: decay of the average in [0, 1). The number 0 keeps no buffer.

@@ -52,8 +52,9 @@ class SpectralState(NamedTuple):
     """State of `scale_by_spectral`."""
 
     count: jax.Array  # int32, steps taken
-    momentum: Any  # m_t like the params, MaskedNode for leaves that are not hidden;
-    # mu_dtype or at least float32; None for b1 = 0
+    # M_t like the params, MaskedNode for leaves that are not hidden; mu_dtype or at
+    # least float32. None for b1 = 0.
+    momentum: Any
 
 
 def scale_by_spectral(
@@ -124,24 +125,15 @@ def scale_by_spectral(
     References:
       Jordan, Jin, Boza, You, Cesista, Newhouse, Bernstein, 2024,
       https://kellerjordan.github.io/posts/muon.
-      Naganuma, Gupta, Briki, Mitliagkas, Rish, Raman, Shi,
-      https://arxiv.org/abs/2602.03001, section 2.
+      Naganuma, Gupta, Briki, Mitliagkas, Rish, Raman, Shi, 2026,
+      https://arxiv.org/abs/2602.03001.
       Liu et al., 2025, https://arxiv.org/abs/2502.16982, for `consistent_rms`.
     """
     b1 = read_decay_rate(b1)
-    check_choice("method", method, METHODS)
-    check_choice("shape_scale", shape_scale, SHAPE_SCALES)
-    check_constant("eps", eps)
-    check_nonnegative(eps=eps)
-    if consistent_rms is not None:
-        check_constant("consistent_rms", consistent_rms)
-        check_value(
-            "consistent_rms", consistent_rms, "> 0", lambda v: 0.0 < v < math.inf
-        )
-        consistent_rms = as_static("consistent_rms", consistent_rms)
+    _check_arguments(method, shape_scale, eps, consistent_rms, mesh)
     check_stated(_NAME, matrix_axes)
-    if mesh is not None and not isinstance(mesh, Mesh):
-        raise ValueError(f"mesh must be a jax.sharding.Mesh or None, got {mesh!r}")
+    if consistent_rms is not None:
+        consistent_rms = as_static("consistent_rms", consistent_rms)
     direction = matsign(
         method,
         read_steps(ns_coeffs, ns_steps),
@@ -151,7 +143,7 @@ def scale_by_spectral(
 
     def init(params: Params) -> SpectralState:
         hidden = hidden_axes(_NAME, params, matrix_axes)
-        _check_leaves(params, hidden)
+        check_leaves(_NAME, params, hidden)
         count = jnp.zeros([], jnp.int32)
         if not needs_buffer(b1):
             return SpectralState(count, None)
@@ -194,6 +186,25 @@ def scale_by_spectral(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _check_arguments(
+    method: str, shape_scale: str, eps: Any, consistent_rms: Any, mesh: Any
+) -> None:
+    check_choice("method", method, METHODS)
+    check_choice("shape_scale", shape_scale, SHAPE_SCALES)
+    check_constant("eps", eps)
+    check_nonnegative(eps=eps)
+    if consistent_rms is not None:
+        check_constant("consistent_rms", consistent_rms)
+        check_value(
+            "consistent_rms",
+            consistent_rms,
+            "finite and > 0",
+            lambda v: 0.0 < v < math.inf,
+        )
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh must be a jax.sharding.Mesh or None, got {mesh!r}")
+
+
 def hidden_axes(
     name: str, tree: Any, matrix_axes: MatrixAxesTree
 ) -> list[MatrixAxes | None]:
@@ -204,25 +215,25 @@ def hidden_axes(
     ]
 
 
-def _check_leaves(params: Params, hidden: list[MatrixAxes | None]) -> None:
+def check_leaves(name: str, params: Params, hidden: list[MatrixAxes | None]) -> None:
     """Refuses trees that have leaves, but no hidden or unusable ones.
 
     Raises:
       ValueError: there is no hidden leaf, a leaf is an integer array, or a hidden one
         complex.
     """
-    check_inexact_leaves(_NAME, params)
+    check_inexact_leaves(name, params)
     leaves, structure = jax.tree.flatten(params, is_leaf=is_absent)
     if not any(hidden) and not all(map(is_absent, leaves)):
         raise ValueError(
-            "matrix_axes must state at least one hidden leaf: there is nothing to do "
-            "for the spectral norm"
+            f"matrix_axes of {name} must state at least one hidden leaf, of which it "
+            "would take the direction in the spectral norm; none is"
         )
-    others_absent = [
+    matrices = [
         optax.MaskedNode() if axes is None else leaf
         for leaf, axes in zip(leaves, hidden, strict=True)
     ]
-    check_real_leaves(_NAME, structure.unflatten(others_absent))
+    check_real_leaves(name, structure.unflatten(matrices))
 
 
 def _multiplier(

@@ -14,6 +14,7 @@ from optim_jax.linalg import lapack
 PLAIN = {
     "eigh": lambda a: jnp.linalg.eigh(a, symmetrize_input=True),
     "svd": lambda a: jnp.linalg.svd(a, full_matrices=False),
+    "singular_values": lambda a: jnp.linalg.svd(a, compute_uv=False),
     "qr": jnp.linalg.qr,
 }
 # Two threads and more independent batches than threads: each waits for the pool.

@@ -98,7 +98,7 @@ def test_alignment_and_direct_noise_are_those_of_the_pure_functions(name, method
     noise = direct_noise(stack, **arguments) ** 2
     np.testing.assert_allclose(state.noise_sq, noise, rtol=1e-6)
     np.testing.assert_allclose(state.signal_sq, signal, rtol=1e-6)
-    np.testing.assert_allclose(state.value, noise / signal, rtol=1e-6)
+    np.testing.assert_allclose(state.value, state.noise_sq / state.signal_sq, rtol=1e-6)
 
 
 def test_either_of_the_two_leaves_the_other_number_alone():

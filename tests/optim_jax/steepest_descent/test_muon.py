@@ -84,7 +84,7 @@ def test_products_in_bfloat16_are_near():
     for name in SHAPES:
         error = jnp.linalg.norm(exact[0][name] - half[0][name])
         relative = float(error / jnp.linalg.norm(exact[0][name]))
-        assert relative == 0.0 if name not in HIDDEN else 1e-5 < relative < 0.05
+        assert (1e-5 < relative < 0.1) if name in HIDDEN else relative == 0.0
     assert all(leaf.dtype != jnp.bfloat16 for leaf in jax.tree.leaves(state))
 
 
@@ -178,11 +178,11 @@ def test_a_function_of_params_sees_the_whole_tree():
     assert_trees_close(found, expected, 0.0)
 
 
-def test_leaves_without_a_gradient_do_not_move():
+def test_matrices_without_a_gradient_do_not_move():
     tx, params = optim_jax.muon(0.1, AXES), draw(0)
-    gradients = draw(1) | {"wide": None, "bias": None}
+    gradients = draw(1) | {"wide": None, "layers": None}
     updates, state = tx.update(gradients, tx.init(params), params)
-    assert updates["wide"] is None and updates["bias"] is None
+    assert updates["wide"] is None and updates["layers"] is None
     assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
 
 

@@ -251,7 +251,7 @@ def test_complex_matrices_are_named_and_other_complex_leaves_pass():
         ({"shape_scale": "height"}, "shape_scale must be one of none, width"),
         ({"eps": -1e-8}, "eps must be finite and >= 0"),
         ({"eps": lambda t: 1e-8}, "eps must be a number"),
-        ({"consistent_rms": 0.0}, "consistent_rms must be > 0"),
+        ({"consistent_rms": 0.0}, "consistent_rms must be finite and > 0"),
         ({"ns_steps": 0}, "ns_steps must be an integer >= 1"),
         ({"ns_dtype": "int8"}, "ns_dtype must be a real floating-point dtype"),
         ({"mesh": "data"}, "mesh must be a jax.sharding.Mesh"),

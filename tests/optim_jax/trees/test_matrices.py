@@ -1,10 +1,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from optim_jax import MatrixAxes, matrix_axes_from_rules
-from optim_jax.trees.matrices import as_matrices, check_axes, from_matrices
+from optim_jax.trees.matrices import (
+    as_matrices,
+    axes_of_leaves,
+    check_axes,
+    from_matrices,
+    matrix_shape,
+)
 
 STACKED = MatrixAxes("hidden", (0,), (1,), (2,))
 
@@ -101,3 +108,56 @@ def test_a_batch_index_is_one_matrix():
     axes = MatrixAxes("hidden", (2,), (1,), (0,))
     matrices = as_matrices(leaf, axes)
     np.testing.assert_array_equal(matrices[1], leaf[:, :, 1].T)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((4, 5), MatrixAxes("hidden")),
+        ((3, 4, 5), STACKED),
+        ((2, 2, 5, 3), MatrixAxes("hidden", (-1,), (0, 1), (2,))),
+    ],
+)
+def test_sides_of_the_matrices(shape, axes):
+    assert matrix_shape(shape, axes) == (4, 5)
+    assert as_matrices(jnp.ones(shape), axes).shape[1:] == (4, 5)
+
+
+HIDDEN = MatrixAxes("hidden")
+
+
+def test_axes_come_in_the_order_of_the_leaves(params):
+    axes = {
+        "embedding": MatrixAxes("embedding"),
+        "blocks": {"kernel": STACKED, "norm": {"scale": HIDDEN}, "bias": None},
+        "gain": None,
+    }
+    expected = [None, STACKED, HIDDEN, MatrixAxes("embedding"), None]
+    assert axes_of_leaves("Muon", params, axes) == expected
+    assert axes_of_leaves("Muon", params, lambda tree: axes) == expected
+
+
+def test_absent_subtrees_have_no_axes_and_theirs_are_not_read(params):
+    axes = {"embedding": {"any": "thing"}, "blocks": 1, "gain": None}
+    tree = params | {"embedding": None, "blocks": optax.MaskedNode()}
+    assert axes_of_leaves("Muon", tree, axes) == [None, None, None]
+
+
+def test_a_tree_without_leaves_needs_no_axes():
+    for tree in ({}, (), None, {"a": None}):
+        assert not any(axes_of_leaves("Muon", tree, {"other": "structure"}))
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        (None, "Muon needs matrix_axes: a tree with one MatrixAxes per leaf"),
+        ({"a": HIDDEN}, "matrix_axes of Muon does not have the structure"),
+        ({"a": {"w": None, "b": None}}, r"leaf 'a/w' of shape \(2, 3\) has no"),
+        ({"a": {"w": "hidden", "b": None}}, "leaf 'a/w' must be a MatrixAxes"),
+        ({"a": {"w": HIDDEN, "b": HIDDEN}}, "does not cover every axis of leaf 'a/b'"),
+    ],
+)
+def test_axes_that_do_not_fit_the_tree_are_named(axes, message):
+    with pytest.raises(ValueError, match=message):
+        axes_of_leaves("Muon", {"a": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}}, axes)
