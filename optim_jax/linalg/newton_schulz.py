@@ -14,6 +14,8 @@ from optim_jax.linalg.solver_info import frobenius_norm, over_matrices, transpos
 
 # From this n / m on, two steps on the Gram matrix cost less than two on the matrix.
 _WIDE = 1.5
+# From this m on, half a Gram matrix costs less than a whole one.
+_LARGE = 128
 
 
 def newton_schulz(
@@ -22,7 +24,8 @@ def newton_schulz(
     r"""Applies odd quintics to the singular values of each matrix.
 
     Each step is :math:`X \leftarrow a X + (b G + c G^2) X` with :math:`G = X X^T`: two
-    products of 2 m m n FLOPs and one of 2 m^3.
+    products of 2 m m n FLOPs, a quarter less for a large symmetric one, and one of
+    2 m^3.
 
     Steps on wide matrices are taken two or three at a time: X changes by a polynomial
     in G, and G by its square, so that only the first and the last of the products have
@@ -67,7 +70,7 @@ def convergent_newton_schulz(x: jax.Array) -> tuple[jax.Array, int]:
     """
     norm = frobenius_norm(x)
     x = x / over_matrices(jnp.where(norm > 0.0, norm, 1.0))
-    gram = _product(x, transpose(x), x.dtype)
+    gram = _gram(x, x.dtype)
     squared = _product(gram, gram, x.dtype)
     bound = jnp.sqrt(jnp.sqrt(frobenius_norm(squared)))
     bound = over_matrices(jnp.where(bound > 0.0, bound, 1.0))
@@ -85,7 +88,7 @@ def _composed(
 
     A step multiplies X by a + B, where B = b G + c G^2. All of these commute.
     """
-    gram = _product(x, transpose(x), dtype)
+    gram = _gram(x, dtype)
     scale, polynomial = 1.0, None
     for index, (first, second, third) in enumerate(steps):
         factor = second * gram + third * _product(gram, gram, dtype)
@@ -103,6 +106,20 @@ def _composed(
             gram = first * half + _product(factor, half, dtype)
     assert polynomial is not None
     return scale, polynomial
+
+
+def _gram(x: jax.Array, dtype: Any) -> jax.Array:
+    """X X^T; of a large one, the lower left block is a copy of the upper right one."""
+    m = x.shape[-2]
+    if m < _LARGE:
+        return _product(x, transpose(x), dtype)
+    upper, lower = x[..., : m // 2, :], x[..., m // 2 :, :]
+    upper_rows = _product(upper, transpose(x), dtype)
+    corner = _product(lower, transpose(lower), dtype)
+    below = transpose(upper_rows[..., m // 2 :])
+    return jnp.concatenate(
+        [upper_rows, jnp.concatenate([below, corner], axis=-1)], axis=-2
+    )
 
 
 def _product(a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:

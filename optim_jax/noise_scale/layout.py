@@ -5,7 +5,6 @@ Everything here is Python on shapes, done before any arithmetic.
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -13,7 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optim_jax.trees.matrices import MATRIX_KINDS, VECTOR_KINDS, check_axes
+from optim_jax.trees.matrices import (
+    check_entry,
+    check_stated,
+    is_absent,
+    matrix_shape,
+)
 from optim_jax.trees.paths import leaf_name
 from optim_jax.typing import MatrixAxes
 from optim_jax.validation import check_choice, check_constant, check_nonnegative
@@ -55,7 +59,8 @@ class LeafLayout:
     @property
     def matrix_shape(self) -> tuple[int, int]:
         """Rows (product of the reduction axes) and columns of one matrix."""
-        return _matrix_shape(self.shape, self.axes)
+        assert self.axes is not None
+        return matrix_shape(self.shape, self.axes)
 
     def gram_shape(self, side: str) -> tuple[int, ...]:
         """Shape of the Gram matrices of one side."""
@@ -201,11 +206,6 @@ def layout_of_draws(
     return layout_of(one_draw, geometry, matrix_axes, side, mask), draws or 0
 
 
-def is_absent(node: Any) -> bool:
-    """Whether a node stands for a subtree without leaves."""
-    return node is None or isinstance(node, optax.MaskedNode)
-
-
 def _leaf_layout(
     path: tuple[Any, ...],
     leaf: Any,
@@ -225,42 +225,11 @@ def _leaf_layout(
     dtype = jnp.promote_types(dtype, jnp.float32)
     if geometry != "spectral" or not admitted:
         return LeafLayout(name, path, shape, dtype, counts=admitted)
-    _check_entry(name, shape, axes)
+    check_entry(name, shape, axes)
     if axes is None or axes.kind != "hidden":
         return LeafLayout(name, path, shape, dtype, counts=False)
     return LeafLayout(
-        name, path, shape, dtype, True, axes, _sides(side, *_matrix_shape(shape, axes))
-    )
-
-
-def _check_entry(name: str, shape: tuple[int, ...], axes: Any) -> None:
-    """Checks what the axes tree holds at a leaf.
-
-    Raises:
-      ValueError: it is not what the leaf needs.
-    """
-    if axes is None and len(shape) >= 2:
-        raise ValueError(
-            f"leaf {name!r} of shape {shape} has no matrix_axes; under "
-            "geometry='spectral' every leaf of rank 2 or more needs a MatrixAxes"
-        )
-    if axes is None:
-        return
-    kinds = MATRIX_KINDS + VECTOR_KINDS
-    if not isinstance(axes, MatrixAxes) or axes.kind not in kinds:
-        raise ValueError(
-            f"matrix_axes of leaf {name!r} must be a MatrixAxes of the kind "
-            f"{', '.join(kinds)}, got {axes!r}"
-        )
-    if axes.kind == "hidden":
-        check_axes(name, shape, axes)
-
-
-def _matrix_shape(shape: tuple[int, ...], axes: MatrixAxes | None) -> tuple[int, int]:
-    assert axes is not None
-    return (
-        math.prod(shape[axis] for axis in axes.reduction_axes),
-        math.prod(shape[axis] for axis in axes.output_axes),
+        name, path, shape, dtype, True, axes, _sides(side, *matrix_shape(shape, axes))
     )
 
 
@@ -272,11 +241,7 @@ def _sides(side: str, rows: int, columns: int) -> tuple[str, ...]:
 
 def _axes_entries(tree: Any, matrix_axes: Any) -> list[Any]:
     """What the axes tree holds at each leaf; at absent nodes it is not read."""
-    if matrix_axes is None:
-        raise ValueError(
-            "geometry='spectral' needs matrix_axes: a tree with one MatrixAxes per "
-            "leaf, or a function from the parameters to it; got None"
-        )
+    check_stated("geometry='spectral'", matrix_axes)
     stated = matrix_axes(tree) if callable(matrix_axes) else matrix_axes
     nodes, structure = jax.tree.flatten(tree, is_leaf=is_absent)
     try:

@@ -31,7 +31,7 @@ def _exact(a, steps):
     left, values, right = np.linalg.svd(np.asarray(a, np.float64), full_matrices=False)
     for first, second, third in steps:
         values = first * values + second * values**3 + third * values**5
-    return (left * values) @ right
+    return (left * values[..., None, :]) @ right
 
 
 def _spectral_error(found, a, steps):
@@ -88,6 +88,18 @@ def test_flops_of_square_and_wide_matrices():
     assert _flops((d, d)) == pytest.approx(15 * 2 * d**3, rel=0.05)
     # In two groups four of the former, and fourteen of the latter instead of five.
     assert _flops((d, 4 * d)) == pytest.approx((4 * 4 + 14) * 2 * d**3, rel=0.05)
+
+
+def test_a_large_gram_matrix_takes_a_quarter_less():
+    d = 128
+    assert _flops((d, d)) == pytest.approx((5 * 0.75 + 10) * 2 * d**3, rel=0.05)
+
+
+@pytest.mark.parametrize("shape", [(128, 130), (2, 131, 200)])
+def test_quintics_act_on_the_singular_values_of_large_matrices(shape, x64):
+    a = _matrix(shape)
+    found = newton_schulz(jnp.asarray(a), STEEP)
+    np.testing.assert_allclose(found, _exact(a, STEEP), atol=1e-12)
 
 
 def test_matrices_of_a_batch_do_not_influence_each_other():
