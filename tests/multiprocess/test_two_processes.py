@@ -128,7 +128,8 @@ def test_two_processes_agree_on_the_batch_and_go_on_with_it(text, tmp_path):
     adaptive = {
         "steps": 16,
         "batch.adaptive": "sign",
-        "batch.theta": 0.8,
+        "batch.theta": 0.1,
+        "batch.max_growth": 2.0,
         "batch.max_size": 32,
         "batch.warmup_fraction": 0.0,
         "noise_scale.every": 3,
