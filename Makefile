@@ -26,6 +26,7 @@ bench: $(VENV)/.installed-experiments
 	$(BIN)/python -m experiments.benchmarks.step_time
 	$(BIN)/python -m experiments.benchmarks.preconditioning --threads=1
 	$(BIN)/python -m experiments.benchmarks.train_step
+	$(BIN)/python -m experiments.benchmarks.muon --threads=1
 	$(BIN)/python -m experiments.benchmarks.noise_scale
 	$(BIN)/python -m experiments.benchmarks.trainer_overhead
 
