@@ -7,6 +7,7 @@ import pytest
 import optim_jax
 from optim_jax import MatrixAxes
 from tests.optim_jax.steepest_descent.trees import (
+    AMPLIFIED_ROUNDING,
     AXES,
     DIMENSION_NUMBERS,
     HIDDEN,
@@ -61,7 +62,7 @@ def _compare(setting, dtype, rtol):
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_muon_is_that_of_optax(setting):
-    _compare(setting, "float32", 1e-5)
+    _compare(setting, "float32", AMPLIFIED_ROUNDING)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -75,7 +76,7 @@ def test_muon_takes_a_schedule_as_that_of_optax():
     expected, _ = walk(
         optax.contrib.muon(schedule, muon_weight_dimension_numbers=DIMENSION_NUMBERS)
     )
-    assert_trees_close(found, expected, 1e-5)
+    assert_trees_close(found, expected, AMPLIFIED_ROUNDING)
 
 
 def test_products_in_bfloat16_are_near():

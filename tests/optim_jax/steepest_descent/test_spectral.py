@@ -7,6 +7,7 @@ import pytest
 import optim_jax
 from optim_jax import MatrixAxes
 from tests.optim_jax.steepest_descent.trees import (
+    AMPLIFIED_ROUNDING,
     AXES,
     HIDDEN,
     assert_trees_close,
@@ -139,7 +140,7 @@ def test_traced_numbers_are_as_good_as_known_ones():
 
     known, _ = walk(build(0.9, 1e-3, 0.2))
     traced, _ = walk(optax.inject_hyperparams(build)(0.9, 1e-3, 0.2))
-    assert_trees_close(traced, known, 1e-5)
+    assert_trees_close(traced, known, AMPLIFIED_ROUNDING)
 
 
 def test_only_the_number_zero_drops_the_buffer():
