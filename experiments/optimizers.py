@@ -61,7 +61,9 @@ class _Context(NamedTuple):
         return self.of_kind(params, ("hidden", "embedding", "head"))
 
 
-def _adamw(context: _Context) -> optax.GradientTransformation:
+def _adamw(
+    context: _Context, *, nesterov: bool = False
+) -> optax.GradientTransformation:
     config = context.config
     return optax.adamw(
         context.schedule,
@@ -70,6 +72,7 @@ def _adamw(context: _Context) -> optax.GradientTransformation:
         eps=config.eps,
         weight_decay=config.weight_decay,
         mask=context.decay_mask,
+        nesterov=nesterov,
     )
 
 
@@ -157,20 +160,6 @@ def _signum(context: _Context) -> optax.GradientTransformation:
     )
 
 
-def _other_leaves(context: _Context, *, nesterov: bool) -> optax.GradientTransformation:
-    """AdamW for what is no hidden matrix; norms are not decayed."""
-    config = context.config
-    return optax.adamw(
-        context.schedule,
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=context.decay_mask,
-        nesterov=nesterov,
-    )
-
-
 def _specsgd(context: _Context) -> optax.GradientTransformation:
     config = context.config
     return optim_jax.specsgd(
@@ -179,7 +168,7 @@ def _specsgd(context: _Context) -> optax.GradientTransformation:
         b1=config.momentum,
         method=config.spectral_method,
         weight_decay=config.weight_decay,
-        other=_other_leaves(context, nesterov=False),
+        other=_adamw(context),
         mesh=context.mesh,
     )
 
@@ -193,7 +182,7 @@ def _muon(context: _Context) -> optax.GradientTransformation:
         eps=config.eps,
         consistent_rms=config.consistent_rms or None,
         weight_decay=config.weight_decay,
-        other=_other_leaves(context, nesterov=True),
+        other=_adamw(context, nesterov=True),
         mesh=context.mesh,
     )
 

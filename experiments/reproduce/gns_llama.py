@@ -105,8 +105,8 @@ def _cpu_protocol(steps: int) -> BatchProtocol:
             "decides how fast the batch grows. The alignment signal has no such bound.",
             "The tolerance of theta was raised from 0.25 % to 0.5 % after tuning: on "
             "seed 0 a Signum run that differs from the small batch's in rounding alone "
-            "ends 0.32 % away from it. Runs on reporting seeds had begun by then; none "
-            "was used for the choice.",
+            "ends 0.32 % away from it. Runs on reporting seeds had begun and some "
+            "of their losses had been seen; the value rests on seed 0 alone.",
         ),
     )
 

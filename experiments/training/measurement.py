@@ -238,9 +238,12 @@ class _Rank:
         else:
             moments = moments_psum(draws, BATCH_AXES, **self._layout)
             noise = self._estimator.of_moments(moments)
-        saturated = is_saturated(
-            noise, moments, sqrt_bias=self._options.sqrt_bias, **self._layout
-        )
+        options, saturated = self._options, jnp.zeros((), bool)
+        # Only the plain estimate is bound by its batch.
+        if options.signal == "mean" and options.noise == "moments":
+            saturated = is_saturated(
+                noise, moments, sqrt_bias=options.sqrt_bias, **self._layout
+            )
         bare = moments._replace(mean=None, m2=None)
         return Measured(noise, moments.count, saturated, bare)
 
