@@ -1,5 +1,6 @@
 """Eight CPU devices, a compilation cache kept between runs, float32 by default."""
 
+import gc
 import os
 import pathlib
 
@@ -21,6 +22,24 @@ jax.config.update("jax_cpu_enable_async_dispatch", False)
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+# Linux gives a process 65,530 memory maps; every compiled program keeps three or more,
+# and the whole suite would need more than there are.
+MEMORY_MAPS = pathlib.Path("/proc/self/maps")
+MOST_MEMORY_MAPS = 30_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """Drops the compiled programs of earlier modules before they fill the process."""
+    yield
+    if MEMORY_MAPS.exists():
+        with MEMORY_MAPS.open("rb") as lines:
+            count = sum(1 for _ in lines)
+        if count > MOST_MEMORY_MAPS:
+            jax.clear_caches()
+            gc.collect()
 
 
 @pytest.fixture
