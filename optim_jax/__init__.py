@@ -65,6 +65,9 @@ from optim_jax.preconditioning.shampoo import (
 )
 from optim_jax.preconditioning.state import ShampooState
 
+# Embedding tables: the family is the module `optim_jax.row_sparse`.
+from optim_jax.row_sparse.dense_adagrad import row_wise_adagrad
+
 # Steepest descent.
 from optim_jax.steepest_descent.muon import muon, specsgd
 from optim_jax.steepest_descent.sign import (
@@ -132,6 +135,8 @@ __all__ = [
     "soap",
     "state_sharding",
     "to_canonical_state",
+    # Embedding tables.
+    "row_wise_adagrad",
     # Steepest descent.
     "SignumState",
     "SpectralState",

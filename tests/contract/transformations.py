@@ -11,6 +11,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -126,6 +128,10 @@ def direction_row(name, factory, **options):
     )
 
 
+_MASKED = (
+    "buffers of other leaves are MaskedNode: Optax's function needs is_leaf, as for "
+    "optax.partition"
+)
 _MATRIX_AXES = optim_jax.matrix_axes_from_rules(
     [(r"kernel$|zero_size$", optim_jax.MatrixAxes("hidden"))]
 )
@@ -147,10 +153,25 @@ def spectral_row(name, factory, static=(), needs_params=True, rtol=1e-4, **optio
         rtol=rtol,
         exceptions={
             "test_bare_array": "a tree without a hidden matrix is refused",
-            "test_map_params_pairs_every_buffer_with_its_parameter": "buffers of "
-            "other leaves are MaskedNode: Optax's function needs is_leaf, as for "
-            "optax.partition",
+            "test_map_params_pairs_every_buffer_with_its_parameter": _MASKED,
         },
+    )
+
+
+def tables_and_scalars(learning_rate, lr_decay):
+    """Row-wise Adagrad as it is used: what has no rows goes to its companion."""
+
+    def label(params):
+        return jax.tree.map(lambda p: "rows" if jnp.ndim(p) else "scalars", params)
+
+    return optax.partition(
+        {
+            "rows": optim_jax.row_wise_adagrad(learning_rate, lr_decay=lr_decay),
+            "scalars": optim_jax.row_sparse.dense_adagrad(
+                learning_rate, lr_decay=lr_decay
+            ),
+        },
+        label,
     )
 
 
@@ -358,6 +379,26 @@ OURS = (
         extra_args={"moments": _MOMENTS},
         needs_params=False,
         buffers=0,
+    ),
+    Row(
+        "partition(row_wise_adagrad, dense_adagrad)",
+        tables_and_scalars,
+        lambda rate: {"learning_rate": rate, "lr_decay": 0.1},
+        public=("row_wise_adagrad",),
+        needs_params=False,
+        elementwise=False,  # the mean over a row
+        exceptions={"test_map_params_pairs_every_buffer_with_its_parameter": _MASKED},
+    ),
+    Row(
+        "dense_adagrad",
+        optim_jax.row_sparse.dense_adagrad,
+        lambda rate: {
+            "learning_rate": rate,
+            "lr_decay": 0.1,
+            "initial_accumulator_value": 0.1,
+        },
+        needs_params=False,
+        buffers=1,
     ),
     Row(
         "scale_by_batch_lr",
