@@ -8,7 +8,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 Params = Any  # nested dict of arrays, names joined by "/" in rules and messages
-Batch = Mapping[str, jax.Array]
+Batch = Mapping[str, Any]  # arrays by name, or tuples of them (one per table)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,13 @@ class Model:
         `PartitionSpec` over the mesh axes `data`, `fsdp`, `model`); first match wins.
       matrix_axes: `params -> tree of optim_jax.MatrixAxes`, one per leaf.
       flops_per_example: analytic forward + backward FLOPs of one example.
+      row_ids: `batch -> ids`, the rows that a batch looks up in every table: nested
+        like the tables among the parameters. None for models without tables.
+      loss_from_rows: `(rows, params, batch, *, key=None, train=False) -> (objective,
+        aux)`, `loss` as a function of the rows that `row_ids` names (`[L, width]`,
+        zeros for ids out of range). It does not read the tables in `params`, so they
+        may be left out: differentiated with respect to `rows`, no gradient has the
+        shape of a table.
     """
 
     init: Callable[[jax.Array], Params]
@@ -36,3 +43,5 @@ class Model:
     partition_rules: tuple[tuple[str, PartitionSpec], ...]
     matrix_axes: Callable[[Params], Any]
     flops_per_example: float
+    row_ids: Callable[[Batch], Any] | None = None
+    loss_from_rows: Callable[..., tuple[jax.Array, dict[str, jax.Array]]] | None = None
