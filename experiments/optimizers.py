@@ -124,6 +124,22 @@ def _adamw_ema(context: _Context) -> optax.GradientTransformation:
     )
 
 
+def _adagrad(context: _Context) -> optax.GradientTransformation:
+    return optim_jax.row_sparse.dense_adagrad(context.schedule, eps=context.config.eps)
+
+
+def _row_wise_adagrad(context: _Context) -> optax.GradientTransformation:
+    """One statistic a row for embedding tables, one an entry for everything else."""
+    eps = context.config.eps
+    return optax.partition(
+        {
+            True: optim_jax.row_wise_adagrad(context.schedule, eps=eps),
+            False: _adagrad(context),
+        },
+        lambda params: context.of_kind(params, ("embedding",)),
+    )
+
+
 def _sgd(context: _Context) -> optax.GradientTransformation:
     config = context.config
     return optax.chain(
@@ -255,6 +271,7 @@ def _shampoo_entry(options: Callable[[_Context], dict[str, Any]]) -> _Entry:
 
 
 OPTIMIZERS: dict[str, _Entry] = {
+    "adagrad": _Entry(_adagrad),
     "adamw": _Entry(_adamw),
     "adamw_ema": _Entry(_adamw_ema, averages=True),
     "diloco_adamw": _Entry(_diloco_adamw, averages=True),
@@ -262,6 +279,7 @@ OPTIMIZERS: dict[str, _Entry] = {
     "kl_shampoo": _shampoo_entry(_kl_shampoo_options),
     "lion": _Entry(_lion),
     "muon": _Entry(_muon, uses_matrices=True),
+    "row_wise_adagrad": _Entry(_row_wise_adagrad),
     "schedule_free_adamw": _Entry(
         _schedule_free_adamw, averages=True, meant_for="constant"
     ),

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from experiments.config import TrainConfig
-from experiments.training.compilation import compile_step, initial_state
+from experiments.training.compilation import compile_step
 from experiments.training.setup import Setup
 
 
@@ -25,7 +25,7 @@ def bare_seconds(setup: Setup, steps: int) -> float:
     """Seconds for `steps` steps of the compiled functions alone."""
     batch = setup.place(next(setup.data.train))
     compiled = compile_step(setup, batch)
-    state, sums, zero = initial_state(setup), compiled.zero_sums(), np.int32(0)
+    state, sums, zero = setup.initial_state(), compiled.zero_sums(), np.int32(0)
     rows = setup.config.batch.size
     jax.block_until_ready((state, sums))
     started = time.perf_counter()

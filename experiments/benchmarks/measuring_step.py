@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, AxisType
 from experiments.benchmarks.bare_loop import benchmark_config
 from experiments.benchmarks.trees import parameter_count
 from experiments.config import TrainConfig
-from experiments.training.compilation import compile_step, initial_state
+from experiments.training.compilation import compile_step
 from experiments.training.measurement import (
     Measured,
     build_measurement,
@@ -114,7 +114,7 @@ class TrainingRun:
         with jax.set_mesh(setup.mesh):
             self._batch = setup.place(next(setup.data.train))
             self._compiled = compile_step(setup, self._batch)
-            self._state = initial_state(setup)
+            self._state = setup.initial_state()
             self._sums = self._compiled.zero_sums()
         self.measured: Measured | None = None  # the newest, as the trainer keeps it
 

@@ -1,9 +1,13 @@
 """Presets by name."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
+from experiments.click_config import ClickTrainConfig
 from experiments.config import TrainConfig
-from experiments.presets import llama
+from experiments.presets import dlrm, llama
+
+Config = TypeVar("Config")
 
 LLAMA: dict[str, Callable[[], TrainConfig]] = {
     preset.__name__: preset
@@ -18,10 +22,22 @@ LLAMA: dict[str, Callable[[], TrainConfig]] = {
     )
 }
 
+DLRM: dict[str, Callable[[], ClickTrainConfig]] = {
+    preset.__name__: preset
+    for preset in (
+        dlrm.dlrm_nano,
+        dlrm.dlrm_planted,
+        dlrm.dlrm_name_calls,
+        dlrm.dlrm_kaggle,
+        dlrm.dlrm_terabyte,
+        dlrm.dlrm_mlperf_v1,
+        dlrm.dlrm_mlperf_v1_large_batch,
+        dlrm.dcnv2_mlperf_v2,
+    )
+}
 
-def preset_by_name(
-    name: str, presets: dict[str, Callable[[], TrainConfig]]
-) -> TrainConfig:
+
+def preset_by_name(name: str, presets: dict[str, Callable[[], Config]]) -> Config:
     """The preset's complete configuration.
 
     Raises:

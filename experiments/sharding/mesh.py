@@ -44,6 +44,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     )
 
 
+def with_auto_axes(mesh: Mesh) -> Mesh:
+    """The same devices; whatever no `shard_map` places, the compiler does."""
+    auto = (AxisType.Auto,) * mesh.devices.ndim
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=auto)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows split over the data-parallel axes, every other dimension whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

@@ -7,12 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.sharding import batch_sharding, param_shardings, replicated
+from experiments.sharding import batch_sharding, replicated
 from experiments.training.measurement import Measurement, idle_measurement
 from experiments.training.preconditioning import build_refresh, counters
 from experiments.training.setup import DeviceBatch, Setup
-from experiments.training.state import TrainState, zero_gradient_sum
-from experiments.training.step import build_accumulate, build_apply
+from experiments.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +39,11 @@ class _Compiler:
         self.state = setup.abstract_state
         self.sharding = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         self.whole = replicated(setup.mesh)
-        self.sums = jax.eval_shape(zero_gradient_sum, self.state.params)
-        self.sums_sharding = jax.tree.map(lambda _: self.whole, self.sums)._replace(
-            gradients=param_shardings(
-                self.state.params, setup.model.partition_rules, setup.mesh
-            )
+        self.sums = jax.eval_shape(setup.zero_sums)
+        self.sums_sharding = setup.sums_sharding()
+        self.batch = jax.tree.map(
+            lambda rows: jax.ShapeDtypeStruct(rows.shape, rows.dtype), dict(example)
         )
-        self.batch = {
-            name: jax.ShapeDtypeStruct(rows.shape, rows.dtype)
-            for name, rows in example.items()
-        }
         self.number = jax.ShapeDtypeStruct((), np.int32)
         self.temporary_bytes = 0
 
@@ -64,12 +58,12 @@ class _Compiler:
 
     def accumulate(self) -> Callable[..., Any]:
         return self.compile(
-            build_accumulate(self._setup.model),
+            self._setup.accumulate(),
             (self.state, self.sums, self.batch, self.number),
             in_shardings=(
                 self.sharding,
                 self.sums_sharding,
-                batch_sharding(self._setup.mesh),
+                self._setup.batch_sharding(),
                 self.whole,
             ),
             out_shardings=self.sums_sharding,
@@ -77,17 +71,10 @@ class _Compiler:
         )
 
     def apply(self) -> Callable[..., Any]:
-        setup = self._setup
-        controller = setup.batch_rule.controller
-        function = build_apply(
-            setup.optimizer,
-            setup.batch_rule.rate,
-            controller=controller,
-            skip_nonfinite=setup.config.stopping.on_nonfinite == "skip",
-        )
-        measurement = None if controller is None else idle_measurement()
+        controlled = self._setup.batch_rule.controller is not None
+        measurement = idle_measurement() if controlled else None
         return self.compile(
-            function,
+            self._setup.apply(),
             (self.state, self.sums, self.number, self.number, measurement),
             in_shardings=(
                 self.sharding,
@@ -144,10 +131,7 @@ class _Compiler:
 def compile_step(setup: Setup, example: DeviceBatch) -> CompiledStep:
     """Compiles everything for the run's layout and a micro-batch like this."""
     compiler = _Compiler(setup, example)
-    zero_sums = jax.jit(
-        lambda: zero_gradient_sum(compiler.state.params),
-        out_shardings=compiler.sums_sharding,
-    )
+    zero_sums = jax.jit(setup.zero_sums, out_shardings=compiler.sums_sharding)
     copied = None
     if setup.plan is not None:
         copied = setup.in_turn(jax.jit(counters, out_shardings=compiler.whole))
@@ -162,12 +146,6 @@ def compile_step(setup: Setup, example: DeviceBatch) -> CompiledStep:
         counters=copied,
         temporary_bytes=compiler.temporary_bytes,
     )
-
-
-def initial_state(setup: Setup) -> TrainState:
-    """The state of step 0, made directly in its layout."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state)
-    return jax.jit(setup.init, out_shardings=shardings)()
 
 
 def stored_state(setup: Setup, state: TrainState) -> TrainState:

@@ -41,6 +41,7 @@ class Evaluator:
     ):
         if not batches:
             raise ValueError("the validation data has no batch")
+        self.example = batches[0]  # a batch like those of training
         self._batches = batches
         self._averages = averages
         self._gradient_point = gradient_point

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+from experiments.click_config import CLICK_FREE_ON_RESUME, ClickTrainConfig
 from experiments.config import FREE_ON_RESUME, TrainConfig
 from experiments.training.checkpoints import Checkpoints
+from experiments.training.click_setup import build_click_setup
 from experiments.training.loop import TrainingLoop
 from experiments.training.resume import require_same_trajectory
 from experiments.training.run_directory import RunDirectory
@@ -35,7 +37,7 @@ class Prepared(NamedTuple):
     def run(self) -> RunResult:
         """Trains."""
         # Measures the peak of unknown devices once, on one device: outside the mesh.
-        mfu(0.0, dtype=self.setup.config.model.compute_dtype)
+        mfu(0.0, dtype=self.setup.compute_dtype)
         with jax.set_mesh(self.setup.mesh):
             stop, summary = self.loop.run()
         message = f"{stop.status}: {stop.reason}"
@@ -47,7 +49,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    config: TrainConfig,
+    config: TrainConfig | ClickTrainConfig,
     output_dir: str | pathlib.Path,
     *,
     resume: bool = False,
@@ -65,7 +67,8 @@ def prepare(
       ValueError, OSError, ImportError: one sentence that names what to change.
     """
     directory = RunDirectory(output_dir, resume=resume)
-    setup = build_setup(config, devices)
+    clicks = isinstance(config, ClickTrainConfig)
+    setup = (build_click_setup if clicks else build_setup)(config, devices)
     if resume:
         _require_same_run(setup, directory)
     with jax.set_mesh(setup.mesh):
@@ -78,11 +81,13 @@ def _require_same_run(setup: Setup, directory: RunDirectory) -> None:
     saved = checkpoints.read_metadata()
     checkpoints.close()
     if saved is not None:
-        require_same_trajectory(saved["trajectory"], setup.trajectory, FREE_ON_RESUME)
+        clicks = isinstance(setup.config, ClickTrainConfig)
+        free = CLICK_FREE_ON_RESUME if clicks else FREE_ON_RESUME
+        require_same_trajectory(saved["trajectory"], setup.trajectory, free)
 
 
 def run(
-    config: TrainConfig,
+    config: TrainConfig | ClickTrainConfig,
     output_dir: str | pathlib.Path,
     *,
     resume: bool = False,

@@ -19,11 +19,9 @@ from experiments.training.checkpoints import Checkpoints
 from experiments.training.compilation import (
     CompiledStep,
     compile_step,
-    initial_state,
     state_from_stored,
     stored_state,
 )
-from experiments.training.evaluation import Evaluator
 from experiments.training.measurement import (
     Measured,
     idle_measurement,
@@ -37,7 +35,6 @@ from experiments.training.run_directory import RunDirectory
 from experiments.training.sample_clock import SampleClock
 from experiments.training.setup import DeviceBatch, Setup
 from experiments.training.state import TrainState
-from optim_jax.trees.paths import named_leaves
 
 
 class Stop(NamedTuple):
@@ -79,9 +76,9 @@ class TrainingLoop:
         )
         self._wall_before = 0.0  # training seconds of the run this one continues
         restored = self._restore() if resume else None
-        self.state = initial_state(setup) if restored is None else restored
+        self.state = setup.initial_state() if restored is None else restored
         self.step = int(self.state.step)
-        self.samples = int(self.state.samples)
+        self.samples = int(self.state.samples) * setup.rows_per_count
         self._before = self.samples  # rows trained on before the last step
         self._clock = SampleClock(config.batch.size, config.total_samples)
         self._resumes = restored is not None
@@ -112,16 +109,8 @@ class TrainingLoop:
         """
         self._provenance = provenance()
         self._directory.start(to_dict(self._config), self._provenance)
-        batches = [self._setup.place(b) for b in self._setup.data.validation()]
-        self._evaluator = Evaluator(
-            self._setup.model,
-            batches,
-            in_turn=self._setup.in_turn,
-            averages=self._setup.optimizer.averages,
-            gradient_point=self._config.evaluation.gradient_point,
-            bytes_per_token=self._setup.data.bytes_per_token,
-        )
-        compiled = self._compile(batches[0])
+        self._evaluator = self._setup.evaluator()
+        compiled = self._compile(self._evaluator.example)
         self._recorder = Recorder(
             self._setup,
             self._directory,
@@ -175,7 +164,11 @@ class TrainingLoop:
             rows = min(size, self._clock.total - self.samples)
             sums, measurement = self._accumulate(compiled, sums, rows)
             self.state, sums, metrics = compiled.apply(
-                self.state, sums, np.int32(rows), np.int32(size), measurement
+                self.state,
+                sums,
+                np.int32(rows // self._setup.rows_per_count),
+                np.int32(size),
+                measurement,
             )
             self.step += 1
             self._before, self.samples = self.samples, self.samples + rows
@@ -259,7 +252,7 @@ class TrainingLoop:
         return None
 
     def _describe_nonfinite(self, step: int, values: dict[str, Any]) -> str:
-        names = [name for name, _ in named_leaves(self.state.params)]
+        names = self._setup.gradient_names
         finite = np.isfinite(jax.device_get(values["leaf_squared_norms"]))
         if finite.all():
             return f"the loss of step {step} is {float(values['loss'])}"
@@ -309,17 +302,15 @@ class TrainingLoop:
         metrics = self._evaluator(self.state.params, self.state.opt_state)
         self._evaluation, self._evaluated_step = metrics, self.step
         self._recorder.evaluation(self.step, self.samples, metrics)
-        loss, target = metrics["eval/loss"], self._config.stopping.target_loss
+        loss = metrics["eval/loss"]
         if not np.isfinite(loss):
             return Stop(
                 "diverged", f"the validation loss at step {self.step} is {loss}"
             )
-        if loss <= target:
+        reached = self._setup.reached_target(metrics)
+        if reached:
             self._recorder.target_reached(self.step, self.samples)
-            return Stop(
-                "target_reached",
-                f"eval/loss {loss:.4f} reached the target {target} at step {self.step}",
-            )
+            return Stop("target_reached", f"{reached} at step {self.step}")
         return None
 
     def _save(self, stop: Stop | None) -> None:

@@ -8,9 +8,9 @@
 Names: `train/loss`, `train/grad_norm`, `train/update_norm`, `train/param_norm`,
 `train/lr`, `train/batch_size`, `optim/*` (of the newest measurement:
 `optim/noise_scale`, `optim/noise_sq`, `optim/signal_sq`,
-`optim/noise_scale_saturated`), `eval/loss`, `perf/tokens_per_s`, `perf/step_ms`,
-`perf/mfu`. A non-finite value is null in JSON, which has no other
-word for it, and `nan`, `inf` or `-inf` in CSV.
+`optim/noise_scale_saturated`), `eval/loss`, `perf/tokens_per_s` (or
+`perf/samples_per_s`), `perf/step_ms`, `perf/mfu`. A non-finite value is null in JSON,
+which has no other word for it, and `nan`, `inf` or `-inf` in CSV.
 """
 
 import csv

@@ -22,6 +22,7 @@ class Progress:
         *,
         initial: int = 0,
         enabled: bool = True,
+        unit: str = "tokens",
         stream: TextIO | None = None,
     ):
         """Draws the bar, if there is one.
@@ -30,10 +31,12 @@ class Progress:
           total: steps of the whole run.
           initial: steps completed before; a continued run's bar does not begin at 0.
           enabled: False is silent everywhere.
+          unit: of the speed.
           stream: where the bar goes; standard error if None.
         """
         stream = sys.stderr if stream is None else stream
         self._total = total
+        self._unit = unit
         self._speaks = enabled and jax.process_index() == 0
         self._bar = None
         if self._speaks and stream.isatty():
@@ -51,7 +54,7 @@ class Progress:
         step: int,
         *,
         loss: float | None = None,
-        tokens_per_s: float | None = None,
+        per_s: float | None = None,
     ) -> None:
         """Moves the bar to `step`; the time left is the bar's own estimate."""
         if self._bar is None:
@@ -59,8 +62,8 @@ class Progress:
         shown = {}
         if loss is not None:
             shown["loss"] = f"{loss:.4f}"
-        if tokens_per_s is not None:
-            shown["tokens/s"] = tqdm.tqdm.format_sizeof(tokens_per_s)
+        if per_s is not None:
+            shown[f"{self._unit}/s"] = tqdm.tqdm.format_sizeof(per_s)
         if shown:
             self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step - self._bar.n)

@@ -42,15 +42,13 @@ class Recorder:
         self._config = setup.config
         self._directory = directory
         self._clock = clock
-        self._flops_per_token = (
-            setup.model.flops_per_example / setup.config.model.max_seq_len
-        )
+        self._setup = setup
         self._devices = list(setup.mesh.devices.flat)
         self._state_copies = _state_copies(setup.abstract_state)
         self._wall_before = wall_before
         self._skipped_steps = 0
         self._target: dict[str, float] = {}  # filled when the target is reached
-        self.meter = ThroughputMeter()
+        self.meter = ThroughputMeter(unit=setup.prediction_name)
         self._writer = MetricsWriter(
             directory.path,
             tensorboard=setup.config.logging.tensorboard,
@@ -61,6 +59,7 @@ class Recorder:
             total=setup.config.steps,
             initial=clock.units(start_samples),
             enabled=setup.config.logging.progress,
+            unit=setup.prediction_name,
         )
 
     def __enter__(self) -> "Recorder":
@@ -116,12 +115,12 @@ class Recorder:
         row |= extra or {}
         rates = self.meter.window()
         if rates:
-            row |= rates | self._mfu(rates["perf/tokens_per_s"])
+            row |= rates | self._mfu(rates[self.meter.rate_name])
         self._write(step, after, "train", row)
         self._progress.update(
             self._clock.units(after),
             loss=row["train/loss"],
-            tokens_per_s=rates.get("perf/tokens_per_s"),
+            per_s=rates.get(self.meter.rate_name),
         )
 
     def evaluation(self, step: int, samples: int, metrics: Mapping[str, float]) -> None:
@@ -156,7 +155,7 @@ class Recorder:
             "reason": reason,
             "step": step,
             "samples": samples,
-            "tokens": self._tokens(samples),
+            self._setup.prediction_name: self._tokens(samples),
             "wall_s": round(self.seconds(), 3),
             "optimizer": self._config.optimizer.name,
             "optim/state_copies": round(self._state_copies, 4),
@@ -171,16 +170,16 @@ class Recorder:
         )
         return summary
 
-    def _mfu(self, tokens_per_s: float) -> dict[str, float]:
+    def _mfu(self, per_s: float) -> dict[str, float]:
         ratio, label = mfu(
-            self._flops_per_token * tokens_per_s,
+            self._setup.flops_per_prediction * per_s,
             self._devices,
-            dtype=self._config.model.compute_dtype,
+            dtype=self._setup.compute_dtype,
         )
         return {f"perf/{label}": ratio}
 
     def _tokens(self, samples: int) -> int:
-        return samples * self._config.data.seq_len
+        return samples * self._setup.predictions_per_row
 
     def _write(
         self, step: int, samples: int, split: str, row: dict[str, float]

@@ -18,20 +18,29 @@ from experiments.sharding import (
     batch_sharding,
     make_mesh,
     param_shardings,
+    replicated,
     require_divisible_batch,
     state_shardings,
 )
 from experiments.training.batch_rule import BatchRule, build_batch_rule
+from experiments.training.evaluation import Evaluator
 from experiments.training.measurement import (
     Measurement,
     build_measurement,
     require_draws,
 )
 from experiments.training.padding import Padding, find_padding
-from experiments.training.state import TrainState, init_state
+from experiments.training.state import TrainState, init_state, zero_gradient_sum
+from experiments.training.step import (
+    Accumulate,
+    Apply,
+    build_accumulate,
+    build_apply,
+)
 from models import Model, build_llama
 from optim_jax import Plan
 from optim_jax.noise_scale import BatchSizeController
+from optim_jax.trees.paths import named_leaves
 
 HostBatch = Mapping[str, np.ndarray]
 DeviceBatch = Mapping[str, jax.Array]
@@ -39,7 +48,11 @@ DeviceBatch = Mapping[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """The parts of a run; nothing is compiled yet."""
+    """The parts of a run; nothing is compiled yet.
+
+    This one trains a language model on text. Other kinds of runs derive from it and
+    replace what differs; the loop knows no other way to them.
+    """
 
     config: TrainConfig
     mesh: Mesh
@@ -96,10 +109,86 @@ class Setup:
 
         return waiting
 
+    # What a row is.
+
+    @property
+    def predictions_per_row(self) -> int:
+        """What rates and utilisation count: the tokens of a row."""
+        return self.config.data.seq_len
+
+    prediction_name = "tokens"
+    rows_per_count = 1  # rows that the state counts as one
+
+    @property
+    def flops_per_prediction(self) -> float:
+        """Analytic forward + backward FLOPs."""
+        return self.model.flops_per_example / self.config.model.max_seq_len
+
+    @property
+    def compute_dtype(self) -> str:
+        """Of the products, by name."""
+        return self.config.model.compute_dtype
+
     @property
     def tokens_per_step(self) -> int:
         """Tokens predicted in a step of `batch.size` rows, over all devices."""
-        return self.config.batch.size * self.config.data.seq_len
+        return self.config.batch.size * self.predictions_per_row
+
+    # The two halves of a step, and what goes between them.
+
+    def accumulate(self) -> Accumulate:
+        """`(state, sums, batch, micro_index) -> sums`, to be compiled."""
+        return build_accumulate(self.model)
+
+    def apply(self) -> Apply:
+        """`(state, sums, rows, size, measurement) -> (state, sums, metrics)`."""
+        return build_apply(
+            self.optimizer,
+            self.batch_rule.rate,
+            controller=self.batch_rule.controller,
+            skip_nonfinite=self.config.stopping.on_nonfinite == "skip",
+        )
+
+    def zero_sums(self) -> Any:
+        """An empty accumulation, to be compiled."""
+        return zero_gradient_sum(self.abstract_state.params)
+
+    def sums_sharding(self) -> Any:
+        """How an accumulation lies on the devices."""
+        whole = replicated(self.mesh)
+        sums = jax.eval_shape(self.zero_sums)
+        return jax.tree.map(lambda _: whole, sums)._replace(
+            gradients=param_shardings(
+                self.abstract_state.params, self.model.partition_rules, self.mesh
+            )
+        )
+
+    def batch_sharding(self) -> Any:
+        """How a micro-batch lies on the devices; one sharding for all of it."""
+        return batch_sharding(self.mesh)
+
+    def evaluator(self) -> Evaluator:
+        """What computes the validation metrics; opens the validation data."""
+        return Evaluator(
+            self.model,
+            [self.place(batch) for batch in self.data.validation()],
+            in_turn=self.in_turn,
+            averages=self.optimizer.averages,
+            gradient_point=self.config.evaluation.gradient_point,
+            bytes_per_token=self.data.bytes_per_token,
+        )
+
+    @property
+    def gradient_names(self) -> list[str]:
+        """The leaves whose squared gradient norms `apply` reports, in its order."""
+        return [name for name, _ in named_leaves(self.abstract_state.params)]
+
+    def reached_target(self, metrics: Mapping[str, float]) -> str:
+        """Which target of `stopping` an evaluation reached, for a person; or ""."""
+        loss, target = metrics["eval/loss"], self.config.stopping.target_loss
+        if loss <= target:
+            return f"eval/loss {loss:.4f} reached the target {target}"
+        return ""
 
     @property
     def init(self) -> Callable[[], TrainState]:
@@ -110,6 +199,11 @@ class Setup:
             self.config.seed,
             self.batch_rule.controller,
         )
+
+    def initial_state(self) -> TrainState:
+        """The state of step 0, made directly in its layout."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+        return jax.jit(self.init, out_shardings=shardings)()
 
     def place(self, batch: HostBatch) -> DeviceBatch:
         """Puts this process's rows on its devices, as part of the global batch."""

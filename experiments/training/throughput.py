@@ -105,13 +105,17 @@ class ThroughputMeter:
     evaluation, checkpoints).
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+    def __init__(
+        self, clock: Callable[[], float] = time.perf_counter, *, unit: str = "tokens"
+    ):
         """Makes a meter whose clock stands still.
 
         Args:
           clock: seconds from any origin; tests pass their own.
+          unit: of what is counted, for the name of the rate.
         """
         self._clock = clock
+        self.rate_name = f"perf/{unit}_per_s"
         self._running_since: float | None = None
         self._seconds = 0.0
         self._window_start = (0.0, 0, 0)  # seconds, tokens, steps
@@ -165,7 +169,7 @@ class ThroughputMeter:
         if not (counted > 0 and elapsed > 0):
             return {}
         return {
-            "perf/tokens_per_s": (now[1] - tokens) / elapsed,
+            self.rate_name: (now[1] - tokens) / elapsed,
             "perf/step_ms": 1e3 * elapsed / counted,
         }
 
@@ -175,6 +179,6 @@ class ThroughputMeter:
         if not (self.steps > 0 and seconds > 0):
             return {}
         return {
-            "perf/tokens_per_s": self.tokens / seconds,
+            self.rate_name: self.tokens / seconds,
             "perf/step_ms": 1e3 * seconds / self.steps,
         }

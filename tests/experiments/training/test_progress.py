@@ -21,7 +21,7 @@ def logged(monkeypatch):
 def test_a_bar_on_a_terminal_shows_loss_speed_and_time_left(logged):
     terminal = Terminal()
     with Progress(100, initial=20, stream=terminal) as progress:
-        progress.update(50, loss=2.34567, tokens_per_s=12_345.0)
+        progress.update(50, loss=2.34567, per_s=12_345.0)
         progress.evaluated(50, {"eval/loss": 2.5})
     shown = terminal.getvalue()
     assert "20/100" in shown and "50/100" in shown
@@ -35,7 +35,7 @@ def test_off_a_terminal_one_line_per_evaluation(logged):
     stream = io.StringIO()
     progress = Progress(10, stream=stream)
     for step in range(1, 11):
-        progress.update(step, loss=1.0, tokens_per_s=5.0)
+        progress.update(step, loss=1.0, per_s=5.0)
     progress.evaluated(10, {"eval/loss": 1.0, "eval/loss_y": 1.25})
     progress.close()
     assert stream.getvalue() == ""
