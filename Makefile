@@ -29,6 +29,9 @@ bench: $(VENV)/.installed-experiments
 	$(BIN)/python -m experiments.benchmarks.muon --threads=1
 	$(BIN)/python -m experiments.benchmarks.noise_scale
 	$(BIN)/python -m experiments.benchmarks.trainer_overhead
+	$(BIN)/python -m experiments.benchmarks.row_sparse --threads=1
+	$(BIN)/python -m experiments.benchmarks.criteo_reader
+	$(BIN)/python -m experiments.benchmarks.dlrm_step
 
 $(VENV)/.installed-%: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -90,6 +90,11 @@ class ClickModelConfig:
             "model.init=reference are draws of a dlrm, got model.family="
             f"{self.family!r}",
         )
+        require(
+            self.family == "dlrm" or self.compute_dtype == "float32",
+            "model.compute_dtype is for model.family=dlrm, got "
+            f"{self.compute_dtype!r} with {self.family!r}",
+        )
         require_at_least("model.dim", self.dim, 1)
         require_at_least("model.threshold", self.threshold, 0)
         require_at_least("model.parts", self.parts, 2)

@@ -23,7 +23,8 @@ class Model:
         `objective` is the float32 scalar to differentiate: a *mean* over the
         batch's weights, regularisers included. `aux` holds float32 scalars, at
         least `loss` (the mean without regularisers) and `weight` (the sum of
-        weights, so that micro-batches can be averaged exactly).
+        weights, so that micro-batches can be averaged exactly); click models add
+        their `logits` [B].
       partition_rules: pairs (regex searched in the "/"-joined parameter path,
         `PartitionSpec` over the mesh axes `data`, `fsdp`, `model`); first match wins.
       matrix_axes: `params -> tree of optim_jax.MatrixAxes`, one per leaf.

@@ -19,7 +19,9 @@ _RESULTS_DIR = flags.DEFINE_string(
 _PARALLEL = flags.DEFINE_integer(
     "parallel", 0, "Training processes at once; 0: one per core on cpu, 1 on gpu."
 )
-_SEEDS = flags.DEFINE_list("seeds", ["1", "2", "3", "4", "5"], "Reporting seeds.")
+_SEEDS = flags.DEFINE_list(
+    "seeds", [], "Reporting seeds; none: those of the claim's protocol."
+)
 _TUNING_SEEDS = flags.DEFINE_list(
     "tuning_seeds", [], "Seeds tuned on; none: those of the claim's protocol."
 )

@@ -15,13 +15,15 @@ class Claim(NamedTuple):
       module: where `reproduce(options)` lives; imported only when asked for.
       scales: the sizes it can be run at.
       summary: one line for the list.
-      tuning_seeds: what its protocol tunes on.
+      tuning_seeds: what its protocol tunes on; none where nothing is tuned.
+      seeds: what its protocol reports on.
     """
 
     module: str
     scales: tuple[str, ...]
     summary: str
     tuning_seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
 
 
 CLAIMS: dict[str, Claim] = {
@@ -39,6 +41,27 @@ CLAIMS: dict[str, Claim] = {
         "experiments.reproduce.gpa_teacher_student",
         ("cpu",),
         "the same arms on teacher-student regression, minutes on one core",
+    ),
+    "qr_one_feature": Claim(
+        "experiments.reproduce.qr_one_feature",
+        ("cpu",),
+        "compositional embeddings against hashing, one feature with a known optimum",
+        tuning_seeds=(),
+        seeds=(0, 1, 2),
+    ),
+    "qr_planted": Claim(
+        "experiments.reproduce.qr_planted",
+        ("cpu",),
+        "compositional embeddings against hashing in a DLRM on planted clicks",
+        tuning_seeds=(),
+        seeds=(0, 1, 2),
+    ),
+    "qr_stdlib": Claim(
+        "experiments.reproduce.qr_stdlib",
+        ("cpu",),
+        "the same on names called in the standard library, a real task",
+        tuning_seeds=(),
+        seeds=(0, 1, 2, 3, 4),
     ),
     "shampoo_llama": Claim(
         "experiments.reproduce.shampoo_llama",
@@ -60,7 +83,7 @@ class Options:
       results_dir: where table, figure and JSON go.
       parallel: training processes at once; 0: one per core on cpu (at most 8), one on
         gpu.
-      seeds: reporting seeds.
+      seeds: reporting seeds; none means the claim's own.
       tuning_seeds: seeds the hyperparameters are chosen on, never reporting seeds; none
         means the claim's own.
       extensions: learning rates every arm may add to its grid.
@@ -74,7 +97,7 @@ class Options:
     output_dir: pathlib.Path = pathlib.Path("runs/reproduce")
     results_dir: pathlib.Path = pathlib.Path("experiments/results")
     parallel: int = 0
-    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    seeds: tuple[int, ...] = ()
     tuning_seeds: tuple[int, ...] = ()
     extensions: int = 3
     steps: int = 0
@@ -96,9 +119,19 @@ class Options:
         for override in self.overrides:
             if "=" not in override:
                 raise ValueError(f"--override must be field=value, got {override!r}")
-        if not self.tuning_seeds:
-            object.__setattr__(self, "tuning_seeds", claim.tuning_seeds)
-        require_separate_seeds(self.tuning_seeds, self.seeds)
+        for name in ("seeds", "tuning_seeds"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, getattr(claim, name))
+        if claim.tuning_seeds:
+            require_separate_seeds(self.tuning_seeds, self.seeds)
+            return
+        if self.tuning_seeds:
+            raise ValueError(
+                f"--tuning_seeds of {self.name} must be left out: it tunes nothing, "
+                f"got {list(self.tuning_seeds)}"
+            )
+        if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"--seeds must differ and be >= 0, got {list(self.seeds)}")
 
     @property
     def run_name(self) -> str:
@@ -113,7 +146,8 @@ class Options:
         A variation, such as more tuning seeds, never replaces the protocol's result.
         """
         stem = self.run_name
-        protocol = {"tuning_seeds": CLAIMS[self.name].tuning_seeds}
+        claim = CLAIMS[self.name]
+        protocol = {"tuning_seeds": claim.tuning_seeds, "seeds": claim.seeds}
         for field in dataclasses.fields(self):
             if field.name in ("steps", "extensions", "tuning_seeds", "seeds"):
                 value = getattr(self, field.name)

@@ -11,10 +11,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 _AVERAGING = ("AdamW", "AdamW + EMA", "Schedule-Free", "DiLoCo", "GPA")
+_EMBEDDINGS = ("full", "hash, c = 4", "QR mult, c = 16", "QR add", "QR concat", "path")
 LABELS = {
     "gns_llama": ("Signum", "Muon", "AdamW", "Seesaw", "replayed path"),
     "gpa_llama": _AVERAGING,
     "gpa_teacher_student": _AVERAGING,
+    "qr_one_feature": _EMBEDDINGS,
+    "qr_planted": (*_EMBEDDINGS, "CRT mult, k = 2", "features", "threshold 0"),
+    "qr_stdlib": (*_EMBEDDINGS, "mixed radix mult, k = 3", "threshold 10,000"),
     "shampoo_llama": ("AdamW", "Muon", "Shampoo", "SOAP", "KL-Shampoo", "GPA + SOAP"),
 }
 
@@ -54,6 +58,23 @@ def test_bad_requests_are_refused(fields, message):
         Options("gpa_llama", **fields)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tuning_seeds": (9,)}, "--tuning_seeds of qr_planted must be left out"),
+        ({"seeds": (1, 1)}, r"--seeds must differ and be >= 0, got \[1, 1\]"),
+        ({"seeds": (-1, 1)}, r"--seeds must differ and be >= 0, got \[-1, 1\]"),
+    ],
+)
+def test_a_claim_that_tunes_nothing_takes_reporting_seeds_only(fields, message):
+    protocol = Options("qr_planted")
+    assert (protocol.seeds, protocol.tuning_seeds) == ((0, 1, 2), ())
+    assert protocol.result_name == Options("qr_planted", seeds=(0, 1, 2)).result_name
+    assert Options("qr_planted", seeds=(0, 1)).result_name == "qr_planted_seeds_0_1"
+    with pytest.raises(ValueError, match=message):
+        Options("qr_planted", **fields)
+
+
 def test_a_variation_never_replaces_the_protocols_result():
     protocol = Options("gpa_llama")
     assert protocol.result_name == protocol.run_name == "gpa_llama_cpu"
@@ -82,7 +103,7 @@ def test_a_variation_never_replaces_the_protocols_result():
         (
             [],
             "error: give one claim: gns_llama, gpa_llama, gpa_teacher_student, "
-            "shampoo_llama",
+            "qr_one_feature, qr_planted, qr_stdlib, shampoo_llama",
         ),
         (["nope"], "error: no claim named 'nope'"),
         (["gpa_llama", "--seeds=1,x"], "error: --seeds must be a comma-separated"),
