@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -27,6 +29,7 @@ def _demo(folder):
     )
 
 
+@pytest.mark.slow
 def test_demo_prints_a_table_and_writes_everything(tmp_path):
     first = _demo(tmp_path)
     assert first.returncode == 0, first.stderr

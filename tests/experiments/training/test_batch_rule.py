@@ -246,18 +246,17 @@ def test_measuring_does_not_change_the_training(tiny_config, tmp_path):
     )
 
 
-def _eight_devices(geometry, *, slow=True, **estimator):
+def _eight_devices(geometry, **estimator):
     fields = {f"noise_scale__{name}": value for name, value in estimator.items()}
     name = "-".join((geometry, *estimator.values()))
-    marks = [pytest.mark.slow] if slow else []
-    return pytest.param(geometry, fields, id=name, marks=marks)
+    return pytest.param(geometry, fields, id=name, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
     ("geometry", "estimator"),
     [
         _eight_devices("sign", draws="microbatches"),
-        _eight_devices("sign", draws="ranks", slow=False),
+        _eight_devices("sign", draws="ranks"),
         _eight_devices("sign", draws="ranks", noise="direct"),
         _eight_devices("l2", draws="ranks", signal="debiased"),
         _eight_devices("spectral", draws="microbatches"),

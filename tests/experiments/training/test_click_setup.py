@@ -54,7 +54,9 @@ def test_a_run_is_the_sparse_step_on_the_batches_of_its_order(tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["adagrad", "gpa+shampoo"])
+@pytest.mark.parametrize(
+    "name", ["adagrad", pytest.param("gpa+shampoo", marks=pytest.mark.slow)]
+)
 def test_stopping_in_the_middle_and_going_on_changes_nothing(tmp_path, name):
     config = tiny_clicks(
         optimizer__name=name,
@@ -114,6 +116,7 @@ def test_eight_devices_give_the_losses_of_one(tmp_path, layout):
     )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_four_devices_goes_on_on_one(tmp_path):
     config = tiny_clicks(tables__layout="table")
     straight = prepare(config, tmp_path / "straight", devices=ONE_DEVICE)

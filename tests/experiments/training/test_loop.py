@@ -99,7 +99,11 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny_config, tmp_pat
     ("optimizer", "mesh"),
     [
         ("adamw", {"mesh__data": 8}),
-        ("gpa_adamw", {"mesh__data": 2, "mesh__fsdp": 2, "mesh__model": 2}),
+        pytest.param(
+            "gpa_adamw",
+            {"mesh__data": 2, "mesh__fsdp": 2, "mesh__model": 2},
+            marks=pytest.mark.slow,
+        ),
         ("diloco_adamw", {"mesh__data": 1, "mesh__fsdp": 8}),
     ],
 )

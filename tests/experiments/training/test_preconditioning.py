@@ -36,10 +36,10 @@ def _losses(folder):
     ("name", "refresh"),
     [
         ("shampoo", "cond"),
-        ("soap", "staggered"),
-        ("kl_shampoo", "external"),
-        ("gpa+shampoo", "staggered"),
-        ("gpa+soap", "cond"),
+        pytest.param("soap", "staggered", marks=pytest.mark.slow),
+        pytest.param("kl_shampoo", "external", marks=pytest.mark.slow),
+        pytest.param("gpa+shampoo", "staggered", marks=pytest.mark.slow),
+        pytest.param("gpa+soap", "cond", marks=pytest.mark.slow),
     ],
 )
 def test_stopping_in_the_middle_and_going_on_changes_nothing(

@@ -149,6 +149,7 @@ def test_explicit_axes(method, x64):
     _assert_close(actual, expected, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", ["shard", ("replica", "shard"), None])
 def test_replicas_of_shards_with_sharded_params(axis, x64):
     expected, _ = _run(_build("shampoo", "float64"), "float64")
@@ -167,6 +168,7 @@ def test_replicas_of_shards_with_sharded_params(axis, x64):
     _assert_close(actual, expected, 1e-12)
 
 
+@pytest.mark.slow
 def test_communication_dtype_is_the_same_on_every_mesh():
     plain, _ = _run(_build("shampoo", "float32"), "float32")
     expected, _ = _run(_build("shampoo", "float32", comm_dtype="bfloat16"), "float32")
