@@ -64,7 +64,7 @@ def share_row_update(
     states: Any,
     rows: RowGradients,
     weight: jax.Array,
-    keep: jax.Array,
+    keep: jax.Array | None,
 ) -> tuple[Any, Any]:
     """One step of a rule on this device's part of the tables.
 
@@ -75,17 +75,20 @@ def share_row_update(
       states: of this device.
       rows: sums of `weight * gradient` over this device's samples.
       weight: what to divide them by.
-      keep: bool (); False leaves every row and every count as it is.
+      keep: bool (); False leaves every row and every count as it is. None is True.
 
     Returns:
       The new buffers and states.
     """
-    # An id out of every range is padding: no row is then touched.
-    beyond = jnp.iinfo(jnp.int32).max
-    ids = jax.tree.map(lambda leaf: jnp.where(keep, leaf.reshape(-1), beyond), rows.ids)
+    ids = jax.tree.map(lambda leaf: leaf.reshape(-1), rows.ids)
     values = jax.tree.map(
         lambda leaf: leaf.reshape(-1, leaf.shape[-1]) / weight, rows.values
     )
+    if keep is None:
+        return tables.update(rule, buffers, states, ids, values)
+    # An id out of every range is padding: no row is then touched.
+    beyond = jnp.iinfo(jnp.int32).max
+    ids = jax.tree.map(lambda leaf: jnp.where(keep, leaf, beyond), ids)
     new, new_states = tables.update(rule, buffers, states, ids, values)
 
     def counted(state: RowSparseState, old: RowSparseState) -> RowSparseState:

@@ -188,9 +188,8 @@ class SparseStep:
           state: before the step.
           rows: sums of `weight * gradient`.
           weight: what to divide them by.
-          keep: bool (); False leaves every row and every count as it is.
+          keep: bool (); False leaves every row and every count as it is. None is True.
         """
-        keep = jnp.asarray(True) if keep is None else keep
         arguments = (
             state.params["rows"],
             state.opt_state["rows"],

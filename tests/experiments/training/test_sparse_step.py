@@ -197,11 +197,10 @@ def test_few_programs_for_bags_of_any_length(params):
     step = adagrad_step(FULL)
     state = step.init(params)
     for seed in range(100):
-        longest = 1 + seed % 4
-        (batch,) = bag_batches(FULL, 6, count=1, longest=longest, seed=seed)
+        (batch,) = bag_batches(FULL, 3, count=1, longest=1 + seed % 2, seed=seed)
         state, _ = step.step(state, batch)
-    # Room for 2, 4, 8, 16 or 32 ids, as many as the fullest table has.
-    assert step._compiled._cache_size() <= 5
+    # Room for 1, 2, 4 or 8 ids, as many as the fullest table has.
+    assert step._compiled._cache_size() <= 4
 
 
 def test_refuses_models_without_tables(params):

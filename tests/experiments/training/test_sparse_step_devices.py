@@ -66,6 +66,7 @@ def test_many_devices_train_as_one(on_one_device, shape, plan):
     assert_trees_close(states, expected_states, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_learned_pooling_weights_are_spread_too():
     config = dataclasses.replace(FULL, weighted_pooling="learned")
     params = jax.device_get(dlrm(config).init(jax.random.key(1)))
