@@ -62,6 +62,15 @@ def test_products_equal_the_double_loop(count, itself):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_compiled_products_of_a_large_batch_equal_the_double_loop():
+    # A product and its sum over a middle axis, fused by XLA for CPUs (jaxlib 0.10.2),
+    # came out wrong from a few thousand samples on.
+    x, embeddings = draw_vectors(12, width=4, batch=16_384)
+    found = jax.jit(interact)(jnp.float32(x), jnp.float32(embeddings))
+    expected = double_loop(x, embeddings, False)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_products_come_row_by_row_after_the_dense_vector():
     # Vectors of one prime number each: every product says whose it is.
     numbers = jnp.float32([2, 3, 5, 7])
