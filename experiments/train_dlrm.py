@@ -41,6 +41,7 @@ from experiments.training.click_inference import (
     predict,
     quantize,
 )
+from experiments.training.host_memory import keep_freed_memory
 from experiments.training.metrics import read_metrics
 
 __all__ = ["ClickRunResult", "from_reference_args", "run"]
@@ -238,6 +239,7 @@ def _work(config: ClickTrainConfig) -> Iterator[str]:
 def main(argv: list[str]) -> None:
     """Flags to configuration to work."""
     quiet_by_default(flags.FLAGS)
+    keep_freed_memory()
     try:
         config = _request(argv)
         initialize_distributed(flags.FLAGS)

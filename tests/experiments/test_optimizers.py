@@ -167,7 +167,10 @@ def test_matrix_methods_say_that_they_use_matrices(name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("adam", "optimizer.name must be one of adamw, .*, specsgd, each also as gpa"),
+        (
+            "adam",
+            "optimizer.name must be one of adagrad, .*, specsgd, each also as gpa",
+        ),
         ("gpa+nope", "got 'gpa.nope'"),
         ("gpa+gpa_adamw", "gpa_adamw already averages"),
     ],

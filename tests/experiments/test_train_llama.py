@@ -64,7 +64,7 @@ def test_a_sample_is_written_and_repeats_with_its_seed(trained):
     ("arguments", "message"),
     [
         (["--preset=nope"], "--preset must be one of llama_150m"),
-        (["--config.optimizer.name=nope"], "optimizer.name must be one of adamw"),
+        (["--config.optimizer.name=nope"], "optimizer.name must be one of adagrad"),
         (["--config.data.tokenizer=nope"], "data.tokenizer"),
         (["--config.steps=none"], "config.steps must be of type int"),
         (["--config.data.source=text", "--config.data.path=nowhere.txt"], "nowhere"),
