@@ -31,12 +31,16 @@ from experiments.training.click_architecture import (
     build_model,
 )
 from experiments.training.click_evaluation import ClickEvaluator
+from experiments.training.click_step import (
+    build_click_accumulate,
+    build_click_apply,
+    row_rule,
+)
 from experiments.training.schedules import dlrm_schedule
 from experiments.training.setup import DeviceBatch, HostBatch, Setup
 from experiments.training.sparse_step import (
     RowGradients,
     SparseGradientSum,
-    SparseState,
     SparseStep,
     make_sparse_step,
 )
@@ -45,26 +49,7 @@ from experiments.training.step import Accumulate, Apply
 from experiments.training.table_padding import TablePadding
 from models.dlrm_reference import reference_params
 from optim_jax import Plan
-from optim_jax.row_sparse import (
-    RowRule,
-    sparse_adagrad,
-    sparse_row_wise_adagrad,
-    sparse_sgd,
-)
 from optim_jax.trees.paths import named_leaves
-
-
-def row_rule(config: TableOptimizerConfig, learning_rate: Any) -> RowRule:
-    """The tables' rule at a learning rate, possibly traced."""
-    if config.rule == "sgd":
-        return sparse_sgd(learning_rate)
-    rules = {"adagrad": sparse_adagrad, "row_wise_adagrad": sparse_row_wise_adagrad}
-    return rules[config.rule](
-        learning_rate,
-        eps=config.eps,
-        lr_decay=config.lr_decay,
-        initial_accumulator_value=config.initial_accumulator_value,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,11 +117,18 @@ class ClickSetup(Setup):
 
     def accumulate(self) -> Accumulate:
         """See `Setup.accumulate`."""
-        return functools.partial(_accumulate, self.sparse)
+        return build_click_accumulate(self.sparse)
 
     def apply(self) -> Apply:
         """See `Setup.apply`."""
-        return functools.partial(_apply, self)
+        return build_click_apply(
+            self.sparse,
+            self.optimizer,
+            self.batch_rule.rate,
+            self.config.tables,
+            peak=self.config.optimizer.learning_rate,
+            skip_nonfinite=self.config.stopping.on_nonfinite == "skip",
+        )
 
     def zero_sums(self) -> SparseGradientSum:
         """Empty sums, with a slot of rows for each micro-batch of a step."""
@@ -231,91 +223,6 @@ def _state_from(sparse: SparseStep, params: Any, run_key: jax.Array) -> TrainSta
         opt_state=state.opt_state,
         key=run_key,
     )
-
-
-def _accumulate(
-    sparse: SparseStep,
-    state: TrainState,
-    sums: SparseGradientSum,
-    batch: DeviceBatch,
-    micro_index: jax.Array,
-) -> SparseGradientSum:
-    """`Setup.accumulate`: rows and their gradients go to the micro-batch's slot."""
-    part = sparse.gradients(SparseState(state.params, state.opt_state), batch)
-
-    def put(slots: jax.Array, leaf: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(
-            slots, leaf[:, None], micro_index, axis=1
-        )
-
-    return SparseGradientSum(
-        jax.tree.map(jnp.add, sums.dense, part.dense),
-        jax.tree.map(put, sums.rows, part.rows),
-        sums.objective + part.objective,
-        sums.loss + part.loss,
-        sums.weight + part.weight,
-    )
-
-
-def _squared_norms(leaves: Any) -> jax.Array:
-    return jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(leaves)])
-
-
-def _apply(
-    setup: ClickSetup,
-    state: TrainState,
-    sums: SparseGradientSum,
-    rows: jax.Array,
-    batch_size: jax.Array,
-    measurement: None,
-) -> tuple[TrainState, SparseGradientSum, dict[str, Any]]:
-    """`Setup.apply`; norms are those of the dense part."""
-    del measurement
-    config, optimizer = setup.config, setup.optimizer
-    weight = jnp.maximum(sums.weight, 1e-30)
-    gradients = jax.tree.map(lambda total: total / weight, sums.dense)
-    loss, squared_norms = sums.loss / weight, _squared_norms(gradients)
-    of_rows = _squared_norms(sums.rows.values) / jnp.square(weight)
-    healthy = jnp.isfinite(loss) & jnp.all(jnp.isfinite(squared_norms))
-    healthy &= jnp.all(jnp.isfinite(of_rows))
-    keep = healthy if config.stopping.on_nonfinite == "skip" else jnp.asarray(True)
-
-    rate = jnp.asarray(setup.batch_rule.rate(state.samples, batch_size), jnp.float32)
-    dense, dense_state = state.params["dense"], state.opt_state["dense"]
-    updates, opt_state = optimizer.at_rate(rate).update(gradients, dense_state, dense)
-    params = optax.apply_updates(dense, updates)
-    params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(keep, new, old),
-        (params, opt_state),
-        (dense, dense_state),
-    )
-    table_rate = rate * (config.tables.learning_rate / config.optimizer.learning_rate)
-    tables, table_states = setup.sparse.apply_rows(
-        row_rule(config.tables, table_rate),
-        SparseState(state.params, state.opt_state),
-        sums.rows,
-        weight,
-        keep,
-    )
-    state = state._replace(
-        step=optax.safe_increment(state.step),
-        samples=state.samples + rows,
-        params={"dense": params, "rows": tables},
-        opt_state={"dense": opt_state, "rows": table_states},
-    )
-    metrics = {
-        "healthy": healthy,
-        "leaf_squared_norms": jnp.concatenate([squared_norms, of_rows]),
-        "loss": loss,
-        "objective": sums.objective / weight,
-        "grad_norm": jnp.sqrt(jnp.sum(squared_norms)),
-        "update_norm": jnp.sqrt(jnp.sum(_squared_norms(updates))),
-        "param_norm": jnp.sqrt(jnp.sum(_squared_norms(params))),
-        "lr": rate,
-    }
-    # The slots are all written again before they are read.
-    empty = jax.tree.map(jnp.zeros_like, sums._replace(rows=()))
-    return state, empty._replace(rows=sums.rows), metrics
 
 
 def build_click_setup(
