@@ -59,7 +59,7 @@ def dlrm_nano() -> ClickTrainConfig:
 def dlrm_planted() -> ClickTrainConfig:
     """Planted clicks with a known optimum (0.51535 nats), one pass over 200,000.
 
-    About ten seconds on two CPU cores.
+    Well under a minute on two CPU cores.
     """
     return ClickTrainConfig(
         model=ClickModelConfig(bottom="16-16", top="64-1", threshold=100),
