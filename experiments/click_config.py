@@ -151,7 +151,9 @@ class ClickDataConfig:
     gaussian_max: float = 1.0
     gaussian_mu: float = -1.0  # -1: the middle of the range
     gaussian_sigma: float = 1.0
-    vocabulary: str = "train"  # criteo: train | all
+    vocabulary: str = "train"  # criteo: train | all | frequency | hash
+    min_count: int = 0  # criteo, frequency: rarer ids share a row
+    hash_rows: int = 0  # criteo, hash: rows of every table
     max_ind_range: int = -1  # criteo: ids modulo this, if > 0
     sub_sample_rate: float = 0.0  # criteo: share of label-0 rows left out
     on_bad_line: str = "error"  # criteo: error | skip

@@ -227,7 +227,10 @@ def prepare_criteo(config: ClickDataConfig) -> Preprocessed:
     files = [str(f) for f in day_files(str(path))] if path.is_dir() else [str(path)]
     wanted = PreprocessConfig(
         vocabulary=VocabularyConfig(
-            kind=config.vocabulary, max_ind_range=config.max_ind_range
+            kind=config.vocabulary,
+            max_ind_range=config.max_ind_range,
+            min_count=config.min_count,
+            hash_rows=config.hash_rows or None,
         ),
         sub_sample_rate=config.sub_sample_rate,
         seed=config.seed,

@@ -49,7 +49,6 @@ def read_samples(
     rows = TextRows(
         [path],
         prepared.vocabulary(),
-        unknown=_unknown(config),
         dense_transform=prepared.manifest["config"]["dense_transform"],
         dense_minimum=prepared.manifest["dense_minimum"],
         labelled=_is_labelled(path),
@@ -57,11 +56,6 @@ def read_samples(
     )
     stream = stream_batches(rows, batch_size=batch_size, epochs=1)
     return iter(StreamedBatches(lambda: stream, rules, part))
-
-
-def _unknown(config: ClickDataConfig) -> str:
-    """What becomes of ids that training has not seen."""
-    return "oov" if config.vocabulary == "train" else "error"
 
 
 def _arrays(path: str) -> Clicks:

@@ -76,6 +76,20 @@ def test_criteo_text_is_prepared_once_and_streamed(criteo):
         _open(dataclasses.replace(criteo, cache_dir=""))
 
 
+def test_vocabularies(criteo, tmp_path):
+    def rows(name, **fields):
+        folder = str(tmp_path / name)
+        return _open(dataclasses.replace(criteo, cache_dir=folder, **fields)).rules.rows
+
+    assert set(rows("hash", vocabulary="hash", hash_rows=7)) == {7}
+    # Rows 0 and 1 are for nothing and for the rare; no id comes 100 times.
+    rare = rows("rare", vocabulary="frequency", min_count=100)
+    some = rows("some", vocabulary="frequency", min_count=4)
+    assert set(rare) == {2} and sum(some) > sum(rare)
+    with pytest.raises(ValueError, match="min_count=4 has no use"):
+        rows("bad", vocabulary="all", min_count=4)
+
+
 def test_a_stream_resumes(criteo):
     straight = [next(it) for it in [_open(criteo).train] for _ in range(9)]
     first = _open(criteo).train
