@@ -34,6 +34,7 @@ from experiments.data.criteo.formats import (
     RowFiles,
     open_reference_npz,
     open_torchrec,
+    select_rows,
 )
 from experiments.data.criteo.multi_hot import MultiHot
 from experiments.data.criteo.parsing import NUM_DENSE, NUM_IDS
@@ -293,15 +294,8 @@ def _split(
     digest = hashlib.sha256(settings.encode()).hexdigest()
 
     def side(wanted: slice) -> StoredRows:
-        first, chosen = 0, []
-        for part in parts:
-            start = max(wanted.start - first, 0)
-            stop = min(wanted.stop - first, len(part))
-            if start < stop:
-                chosen.append(part.select(start, stop))
-            first += len(part)
         return StoredRows(
-            chosen,
+            select_rows(parts, wanted),
             dense_transform=config.dense_transform,
             counts=counts,
             identity=digest,

@@ -13,9 +13,10 @@ from experiments.click_config import ClickTrainConfig
 from experiments.config import MeshConfig
 from experiments.config_fields import from_dict
 from experiments.training.binary_metrics import BinaryMetrics
-from experiments.training.checkpoints import CheckpointError, Checkpoints
+from experiments.training.checkpoints import Checkpoints
 from experiments.training.click_architecture import Architecture
 from experiments.training.click_setup import ClickSetup, build_click_setup
+from experiments.training.inference import restore_chosen
 from models import Params
 from models.categorical import split_tables
 from models.embeddings import dequantize_rows, quantize_rows
@@ -72,14 +73,7 @@ def load_click_model(
     config = config if change is None else change(config)
     setup = build_click_setup(config, jax.local_devices()[:1])
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
-    restored = None
-    if which == "best":
-        try:
-            restored = checkpoints.restore_best(setup.padding.stored)
-        except CheckpointError:
-            restored = None  # the newest one may still be whole
-    if restored is None:
-        restored = checkpoints.restore_latest(setup.padding.stored)
+    restored = restore_chosen(checkpoints, setup.padding.stored, which)
     checkpoints.close()
     if restored is None:
         raise FileNotFoundError(f"{run_dir / 'checkpoints'} holds no checkpoint yet")

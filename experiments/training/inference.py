@@ -54,7 +54,7 @@ def load_for_inference(
     mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
     abstract = abstract_train_state(model, optimizer, mesh, config.seed)
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
-    restored = _restore(checkpoints, abstract, which)
+    restored = restore_chosen(checkpoints, abstract, which)
     checkpoints.close()
     if restored is None:
         raise FileNotFoundError(f"{run_dir / 'checkpoints'} holds no checkpoint yet")
@@ -64,7 +64,16 @@ def load_for_inference(
     return config.model, params, load_tokenizer(config.data.tokenizer)
 
 
-def _restore(checkpoints: Checkpoints, abstract: Any, which: str) -> Restored | None:
+def restore_chosen(
+    checkpoints: Checkpoints, abstract: Any, which: str
+) -> Restored | None:
+    """The best checkpoint (the newest where none is known or readable) or the newest.
+
+    Args:
+      checkpoints: of a run.
+      abstract: what to restore, see `Checkpoints.restore_latest`.
+      which: `best` or `latest`.
+    """
     if which == "best":
         try:
             restored = checkpoints.restore_best(abstract)

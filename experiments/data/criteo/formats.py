@@ -13,7 +13,7 @@ refused because it has no room for ids above 2**24.
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -121,6 +121,25 @@ class RowFiles:
                 f"{ids[row, column]}, expected a whole number below 2**32"
             )
         return np.array(ids, np.int64)
+
+
+def select_rows(parts: Sequence[RowFiles], wanted: slice) -> list[RowFiles]:
+    """Some consecutive rows of files that follow each other.
+
+    Args:
+      parts: the files.
+      wanted: rows, numbered through all of them.
+
+    Returns:
+      The files that hold any of these rows, restricted to them.
+    """
+    first, chosen = 0, []
+    for part in parts:
+        start, stop = max(wanted.start - first, 0), min(wanted.stop - first, len(part))
+        if start < stop:
+            chosen.append(part.select(start, stop))
+        first += len(part)
+    return chosen
 
 
 def open_reference_npz(path: str, *, scratch: str | None = None) -> RowFiles:

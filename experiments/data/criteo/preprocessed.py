@@ -7,7 +7,7 @@ import os
 import pathlib
 from typing import Any
 
-from experiments.data.criteo.formats import RowFiles, open_torchrec
+from experiments.data.criteo.formats import RowFiles, open_torchrec, select_rows
 from experiments.data.criteo.row_sources import StoredRows
 from experiments.data.criteo.splits import split_parts
 from experiments.data.criteo.vocabulary import Vocabulary, load_vocabulary
@@ -54,15 +54,8 @@ class Preprocessed:
             raise ValueError(
                 f"side must be one of {', '.join(split._fields)}, got {side!r}"
             )
-        wanted, first, parts = getattr(split, side), 0, []
-        for part in self.parts:
-            start = max(wanted.start - first, 0)
-            stop = min(wanted.stop - first, len(part))
-            if start < stop:
-                parts.append(part.select(start, stop))
-            first += len(part)
         return StoredRows(
-            parts,
+            select_rows(self.parts, getattr(split, side)),
             counts=self.counts,
             identity=self.sha256,
         )
