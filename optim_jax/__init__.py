@@ -65,6 +65,24 @@ from optim_jax.preconditioning.shampoo import (
 )
 from optim_jax.preconditioning.state import ShampooState
 
+# Quasi-Newton.
+from optim_jax.quasi_newton.armijo import ArmijoState, scale_by_armijo
+from optim_jax.quasi_newton.curvature_pairs import push_pair
+from optim_jax.quasi_newton.extra_args import with_filtered_args
+from optim_jax.quasi_newton.hessian_products import (
+    apply_hessian,
+    apply_inverse_hessian,
+)
+from optim_jax.quasi_newton.ipqn import IPQNStats, ipqn_statistics
+from optim_jax.quasi_newton.memory import LBFGSMemory, init_memory
+from optim_jax.quasi_newton.multibatch import (
+    MultibatchLBFGSState,
+    scale_by_multibatch_lbfgs,
+)
+from optim_jax.quasi_newton.powell_damping import damp_pair
+from optim_jax.quasi_newton.progressive_batching.driver import PBLBFGS
+from optim_jax.quasi_newton.progressive_batching.solver import pb_lbfgs
+
 # Embedding tables: the family is the module `optim_jax.row_sparse`.
 from optim_jax.row_sparse.dense_adagrad import row_wise_adagrad
 
@@ -135,6 +153,22 @@ __all__ = [
     "soap",
     "state_sharding",
     "to_canonical_state",
+    # Quasi-Newton.
+    "ArmijoState",
+    "IPQNStats",
+    "LBFGSMemory",
+    "MultibatchLBFGSState",
+    "PBLBFGS",
+    "apply_hessian",
+    "apply_inverse_hessian",
+    "damp_pair",
+    "init_memory",
+    "ipqn_statistics",
+    "pb_lbfgs",
+    "push_pair",
+    "scale_by_armijo",
+    "scale_by_multibatch_lbfgs",
+    "with_filtered_args",
     # Embedding tables.
     "row_wise_adagrad",
     # Steepest descent.

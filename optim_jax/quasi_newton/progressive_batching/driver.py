@@ -1,0 +1,371 @@
+"""The host side of the solver: what is compiled, called and handed back."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh
+
+from optim_jax.quasi_newton.directional_derivatives import check_per_sample
+from optim_jax.quasi_newton.memory import accumulation_dtype, init_memory
+from optim_jax.quasi_newton.progressive_batching import sources
+from optim_jax.quasi_newton.progressive_batching.growth import RECENT_GRADIENTS
+from optim_jax.quasi_newton.progressive_batching.iteration import is_finite, iterate
+from optim_jax.quasi_newton.progressive_batching.options import Options
+from optim_jax.quasi_newton.progressive_batching.problem import Problem
+from optim_jax.quasi_newton.progressive_batching.renewal import first_evaluation
+from optim_jax.quasi_newton.progressive_batching.sample_sums import SampleSums
+from optim_jax.quasi_newton.progressive_batching.sampling import first_window
+from optim_jax.quasi_newton.progressive_batching.solver_state import (
+    REASONS,
+    Counters,
+    PBLBFGSResult,
+    PBLBFGSState,
+    StepInfo,
+)
+from optim_jax.quasi_newton.progressive_batching.stopping import (
+    largest_entry,
+    reason_to_stop,
+)
+from optim_jax.quasi_newton.progressive_batching.supplied_batch import as_optax
+
+PerSampleLoss = Callable[[Any, Any], Any]
+
+# Iterations of one call of the device loop: their records come back together.
+RECORDS = 256
+RECORDS_UNDER_CLOCK = 8
+SMALLEST_BUCKET = 32
+
+
+class PBLBFGS:
+    """Progressive-batching L-BFGS on one problem; made by `pb_lbfgs`.
+
+    Attributes:
+      options: the options, with the sizes that depend on the data filled in at `init`.
+    """
+
+    def __init__(
+        self,
+        per_sample_loss: PerSampleLoss,
+        data: Any,
+        options: Options,
+        weights: Any,
+        mesh: Mesh | None,
+        data_axis: str,
+    ):
+        self._mesh, self._axis = mesh, data_axis
+        self._loss = per_sample_loss
+        self._sampler = data if callable(data) else None
+        self._population = None
+        self._stream_source = None
+        if data is not None:
+            self._population = sources.population_of(data)
+            options = options.sized(self._population)
+        self.options = options
+        self._has_weights = weights is not None
+        if data is None or self._sampler is not None:
+            self._data = None
+        else:
+            rows = data if weights is None else (data, weights)
+            self._data = sources.place(rows, mesh, data_axis)
+        self._iterate: Any = jax.jit(self._traced_iterate, static_argnames="chunk")
+        self._advance: Any = jax.jit(
+            self._traced_advance, static_argnames=("chunk", "records")
+        )
+        self._evaluate: Any = jax.jit(self._traced_init, static_argnames="chunk")
+
+    def init(self, params: Any, key: jax.Array) -> PBLBFGSState:
+        """Draws the first sample and evaluates it.
+
+        Args:
+          params: tree of real floating-point arrays, the first point.
+          key: PRNG key, typed or raw, that decides all samples.
+
+        Returns:
+          The first state; its `params` are copies.
+
+        Raises:
+          ValueError: there is no data, a leaf is an integer array, or the loss does not
+            return one number per sample.
+          TypeError: a leaf is complex.
+        """
+        if self._data is None and self._sampler is None:
+            raise ValueError(
+                "data is None: only as_optax(), where a data loader supplies the "
+                "batches, works without data"
+            )
+        options = self.options
+        params = jax.tree.map(lambda leaf: jnp.array(leaf), params)
+        memory = init_memory(
+            params, options.memory_size, memory_dtype=options.memory_dtype
+        )
+        key_data = _raw_key(key)
+        source = self._source(key_data)
+        self._check_loss(params, source)
+        window = first_window(
+            key_data, self._population, options.first_batch, options.largest_batch
+        )
+        chunk = self._chunk(options.first_batch)
+        return self._evaluate(source, params, memory, window, chunk=chunk)
+
+    def step(
+        self, state: PBLBFGSState, perm: Any = None
+    ) -> tuple[PBLBFGSState, StepInfo]:
+        """One iteration, driven from the host.
+
+        Args:
+          state: from `init` or the last `step`; it stays usable.
+          perm: (N,) int32, a permutation of the data that replaces the random order of
+            this iteration's samples. The first samples of the batch, rather than the
+            last, are then shared with the next one.
+
+        Returns:
+          The next state and the record of the iteration.
+
+        Raises:
+          ValueError: `perm` is not a permutation of the data.
+        """
+        if perm is not None:
+            perm = self._checked_permutation(perm)
+        chunk = self._chunk(state.window.size)
+        state, info = self._iterate(self._source_of(state), state, perm, chunk=chunk)
+        return state, info._replace(compilations=np.int32(self._compilations()))
+
+    def run(
+        self, params: Any = None, key: Any = None, *, state: PBLBFGSState | None = None
+    ) -> PBLBFGSResult:
+        """Iterates on the device until there is a reason to stop.
+
+        Args:
+          params: first point; not read if `state` is given.
+          key: PRNG key; not read if `state` is given.
+          state: where to go on instead of a first point, e.g. from a checkpoint. The
+            rest of the run is then bitwise that of the run it was taken from.
+
+        Returns:
+          The result; non-convergence is a `reason`, never an exception.
+
+        Raises:
+          ValueError: neither `state` nor both of `params` and `key` are given, and
+            what `init` raises.
+        """
+        started = time.monotonic()
+        if state is None and (params is None or key is None):
+            raise ValueError("run needs params and key, or state")
+        at = self.init(params, key) if state is None else state
+        limit = self.options.max_time
+        records = RECORDS if limit is None else RECORDS_UNDER_CLOCK
+        source = self._source_of(at)
+        history = []
+        while int(at.reason) == 0:
+            chunk = self._chunk(at.window.size)
+            at, infos, count = self._advance(source, at, chunk=chunk, records=records)
+            infos, count = jax.device_get((infos, count))
+            history.append(jax.tree.map(lambda rows, n=count: rows[:n], infos))
+            late = limit is not None and time.monotonic() - started >= limit
+            if late and int(at.reason) == 0:
+                reason = jnp.full_like(at.reason, REASONS.index("max_time"))
+                at = at._replace(reason=reason)
+        return self._result(at, history)
+
+    def as_optax(self) -> optax.GradientTransformationExtraArgs:
+        """The same method for batches that a data loader supplies.
+
+        See `optim_jax.quasi_newton.progressive_batching.supplied_batch.as_optax`.
+        """
+        return as_optax(self._losses, self.options)
+
+    def _result(self, state: PBLBFGSState, history: list[StepInfo]) -> PBLBFGSResult:
+        counters = jax.device_get(state.counters)
+        if history:
+            joined = jax.tree.map(lambda *parts: np.concatenate(parts), *history)
+        else:
+            joined = StepInfo(*[np.zeros(0)] * len(StepInfo._fields))
+        compilations = np.full(len(joined.k), self._compilations(), np.int32)
+        reason = REASONS[int(state.reason)]
+        return PBLBFGSResult(
+            params=state.params,
+            value=float(state.evaluation.value),
+            grad_norm=float(largest_entry(state.evaluation.grad)),
+            reason=reason,
+            converged=reason == "certified",
+            n_iter=int(counters.k),
+            grad_evals=int(counters.grad_evals),
+            fn_evals=int(counters.fn_evals),
+            jvp_evals=int(counters.jvp_evals),
+            batch_size=int(state.window.size),
+            history=joined._replace(compilations=compilations),
+            state=state,
+        )
+
+    def _traced_init(
+        self, source: Any, params: Any, memory: Any, window: Any, chunk: int
+    ) -> PBLBFGSState:
+        problem = self._problem(params, chunk)
+        dtype = problem.dtype
+        evaluation, overlap_start, overlap_size = first_evaluation(
+            problem, source, params, memory, window
+        )
+        recent = ()
+        if self.options.test == "ipqn_window":
+            recent = jax.tree.map(
+                lambda leaf: jnp.zeros((RECENT_GRADIENTS, *leaf.shape), dtype), params
+            )
+        sums = jax.eval_shape(
+            lambda: problem.sums.loss(params, source, window.order, 0, 1)
+        )
+        aux = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, dtype)),
+            sums.aux,
+        )
+        state = PBLBFGSState(
+            params=params,
+            memory=memory,
+            window=window,
+            overlap_start=overlap_start,
+            overlap_size=overlap_size,
+            evaluation=evaluation,
+            recent=recent,
+            aux=aux,
+            step=jnp.ones((), dtype),
+            counters=Counters.zeros(),
+            reason=jnp.int32(0),
+        )
+        healthy = is_finite(evaluation)
+        return state._replace(reason=reason_to_stop(problem, state, healthy))
+
+    def _traced_iterate(
+        self, source: Any, state: PBLBFGSState, perm: Any, chunk: int
+    ) -> tuple[PBLBFGSState, StepInfo]:
+        return iterate(self._problem(state.params, chunk), source, state, perm)
+
+    def _traced_advance(
+        self, source: Any, state: PBLBFGSState, chunk: int, records: int
+    ) -> tuple[PBLBFGSState, StepInfo, jax.Array]:
+        problem = self._problem(state.params, chunk)
+        shapes = jax.eval_shape(lambda: iterate(problem, source, state)[1])
+        infos = jax.tree.map(
+            lambda leaf: jnp.zeros((records, *leaf.shape), leaf.dtype), shapes
+        )
+
+        def goes_on(carry: Any) -> jax.Array:
+            state, _, count = carry
+            fits = (count < records) & (state.reason == 0)
+            if self.options.evaluation == "bucketed":
+                fits &= (state.window.size <= chunk) | (count == 0)
+            return fits
+
+        def body(carry: Any) -> Any:
+            state, infos, count = carry
+            state, info = iterate(problem, source, state)
+            infos = jax.tree.map(lambda rows, row: rows.at[count].set(row), infos, info)
+            return state, infos, count + 1
+
+        return lax.while_loop(goes_on, body, (state, infos, jnp.int32(0)))
+
+    def _problem(self, params: Any, chunk: int) -> Problem:
+        sums = SampleSums(
+            losses=self._losses,
+            dtype=accumulation_dtype(params),
+            chunk=chunk,
+            population=self._population,
+            sampler=self._sampler,
+            mesh=self._mesh,
+            axis=self._axis,
+        )
+        return Problem(sums, self.options)
+
+    def _losses(self, params: Any, batch: Any) -> tuple[jax.Array, Any]:
+        """Losses with weights and the l2 term, and auxiliary outputs."""
+        weights = None
+        if self._has_weights:
+            batch, weights = batch
+        losses = self._loss(params, batch)
+        losses, aux = losses if self.options.has_aux else (losses, ())
+        if weights is not None:
+            losses = weights.astype(losses.dtype) * losses
+        if self.options.l2:
+            leaves = jax.tree.leaves(params)
+            square = jnp.sum(jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in leaves]))
+            losses = losses + (0.5 * self.options.l2 * square).astype(losses.dtype)
+        return losses, aux
+
+    def _source(self, key_data: Any) -> Any:
+        if self._sampler is not None:
+            return sources.Stream(jnp.asarray(key_data))
+        return self._data
+
+    def _source_of(self, state: PBLBFGSState) -> Any:
+        return self._data if self._sampler is None else state.window.stream
+
+    def _check_loss(self, params: Any, source: Any) -> None:
+        """Refuses a loss that is not one number per sample, or not finite in type."""
+        count = min(2, self._population or 2)
+        indices = jnp.zeros(count, jnp.int32)
+        sampler = self._sampler
+        if sampler is not None:
+            batch = jax.eval_shape(lambda: sources.draw(source, sampler, indices))
+        else:
+            batch = jax.eval_shape(lambda: sources.take(source, indices))
+        user_batch = batch[0] if self._has_weights else batch
+        output = jax.eval_shape(self._loss, params, user_batch)
+        if self.options.has_aux:
+            if not (isinstance(output, tuple) and len(output) == 2):
+                raise ValueError(
+                    "with has_aux=True per_sample_loss must return (losses, aux), got "
+                    f"{jax.tree.structure(output)}"
+                )
+            output, aux = output
+            for leaf in jax.tree.leaves(aux):
+                if leaf.shape[:1] != (count,):
+                    raise ValueError(
+                        "the auxiliary outputs must hold one entry per sample, got "
+                        f"shape {leaf.shape} for a batch of {count}"
+                    )
+        if len(jax.tree.leaves(output)) != 1 or not hasattr(output, "shape"):
+            raise ValueError(
+                "per_sample_loss must return one loss per sample, got "
+                f"{jax.tree.structure(output)}; with auxiliary outputs set has_aux=True"
+            )
+        check_per_sample(output.shape, count)
+
+    def _checked_permutation(self, perm: Any) -> jax.Array:
+        if self._population is None:
+            raise ValueError("perm needs data of a known size, got a stream")
+        perm = np.asarray(perm)
+        expected = np.arange(self._population)
+        if perm.shape != expected.shape or not np.array_equal(np.sort(perm), expected):
+            raise ValueError(
+                f"perm must be a permutation of 0..{self._population - 1}, got shape "
+                f"{perm.shape} of {perm.dtype}"
+            )
+        return jnp.asarray(perm, jnp.int32)
+
+    def _chunk(self, size: Any) -> int:
+        if self.options.evaluation == "chunked":
+            return self.options.chunk_size
+        most = self._population or self.options.largest_batch
+        bucket = max(SMALLEST_BUCKET, 1 << (int(size) - 1).bit_length())
+        return min(bucket, most)
+
+    def _compilations(self) -> int:
+        functions = (self._evaluate, self._iterate, self._advance)
+        return max(function._cache_size() for function in functions)
+
+
+def _raw_key(key: Any) -> np.ndarray:
+    """Key data of a typed or raw PRNG key."""
+    if jnp.issubdtype(getattr(key, "dtype", np.int32), jax.dtypes.prng_key):
+        return np.asarray(jax.random.key_data(key))
+    data = np.asarray(key)
+    if data.dtype != np.uint32 or data.shape != (2,):
+        raise ValueError(
+            "key must be a PRNG key such as jax.random.key(0), got "
+            f"{data.dtype} of shape {data.shape}"
+        )
+    return data
