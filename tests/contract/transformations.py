@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 import optim_jax
+from tests.contract.line_searches import armijo_on_a_bowl
 
 RATE = 1e-2
 
@@ -125,6 +126,13 @@ def direction_row(name, factory, **options):
         needs_params=False,
         elementwise=False,
         rtol=1e-4,
+    )
+
+
+def multibatch_lbfgs(learning_rate, memory_size, eps):
+    return optax.chain(
+        optim_jax.scale_by_multibatch_lbfgs(memory_size, eps=eps),
+        optax.scale_by_learning_rate(learning_rate),
     )
 
 
@@ -369,6 +377,24 @@ OURS = (
         nesterov=True,
         method="polar",
         consistent_rms=0.2,
+    ),
+    Row(
+        "chain(scale_by_multibatch_lbfgs, scale_by_learning_rate)",
+        multibatch_lbfgs,
+        lambda rate: {"learning_rate": rate, "memory_size": 2, "eps": 1e-3},
+        public=("scale_by_multibatch_lbfgs",),
+        static_args=("memory_size",),
+        elementwise=False,
+        rtol=1e-4,
+        exceptions={"test_inject_float32_hyperparams_over_half_precision": _PROMOTES},
+    ),
+    Row(
+        "scale_by_armijo",
+        armijo_on_a_bowl,
+        lambda rate: {"c1": 1e-4, "factor": 0.5, "max_steps": 30},
+        public=("scale_by_armijo", "with_filtered_args"),
+        elementwise=False,
+        buffers=0,
     ),
     spectral_row("specsgd", optim_jax.specsgd, static=("b1",)),
     spectral_row("muon", optim_jax.muon, static=("ns_steps",)),
