@@ -59,6 +59,7 @@ EXPERIMENTS_RANKS = {
     "reference_flags": 3,
     "presets": 3,
     "curves": 3,
+    "logistic": 4,
     "reproduce": 5,
     "benchmarks": 5,
 }

@@ -1,0 +1,1 @@
+"""L2-regularised logistic regression: problems, their optima, methods to solve them."""
