@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 
 from optim_jax.quasi_newton.compact_form import (
@@ -189,8 +190,9 @@ def ipqn_statistics(
     r_unbiased = unbiased_square(
         images.square[-1], jnp.where(used, images.square[1:-1], 0), jnp.sum(used)
     )
+    # Without the barrier, XLA computes r again for every sample.
     along_u = directional_derivatives(per_sample_losses, params, u)
-    var = tested = sample_variance(along_u, r, sample)
+    var = tested = sample_variance(along_u, lax.optimization_barrier(r), sample)
     if test == "inner_product":
         along_grad = directional_derivatives(per_sample_losses, params, grad)
         tested = sample_variance(along_grad, of_grad.square, sample)

@@ -149,7 +149,9 @@ def _first_trial(
     is_full = problem.is_full(size)
     variance = jnp.full((), jnp.nan, problem.dtype)
     jvps = jnp.zeros_like(size)
-    if options.init_step in ("variance", "variance_unbiased"):
+    if options.init_step in ("variance", "variance_unbiased") and not (
+        problem.always_full
+    ):
         variance, jvps = gradient_noise(
             problem, source, state.params, sample, ~is_full, probe_key(state)
         )
@@ -218,13 +220,10 @@ def _trial(
         end = End(jax.tree.map(jnp.zeros_like, direction), aux)
         return Trial(totals.loss / size, jnp.zeros_like(size), end)
 
-    if problem.population is None:
-        return over_sample()
-
     def over_all() -> Trial:
         return with_gradient(sums.full_gradient(point, source), problem.population)
 
-    return lax.cond(problem.is_full(window.size), over_all, over_sample)
+    return problem.either(window.size, over_all, over_sample)
 
 
 def move(params: Any, direction: Any, step: jax.Array) -> Any:

@@ -31,6 +31,7 @@ from optim_jax.quasi_newton.progressive_batching.solver_state import (
 from optim_jax.quasi_newton.progressive_batching.stopping import (
     largest_entry,
     reason_to_stop,
+    reopened,
 )
 from optim_jax.quasi_newton.progressive_batching.supplied_batch import as_optax
 
@@ -40,6 +41,8 @@ PerSampleLoss = Callable[[Any, Any], Any]
 RECORDS = 256
 RECORDS_UNDER_CLOCK = 8
 SMALLEST_BUCKET = 32
+
+_largest_entry = jax.jit(largest_entry)
 
 
 class PBLBFGS:
@@ -58,6 +61,8 @@ class PBLBFGS:
         mesh: Mesh | None,
         data_axis: str,
     ):
+        if mesh is not None:
+            mesh = sources.with_auto_axes(mesh)
         self._mesh, self._axis = mesh, data_axis
         self._loss = per_sample_loss
         self._sampler = data if callable(data) else None
@@ -100,7 +105,7 @@ class PBLBFGS:
                 "batches, works without data"
             )
         options = self.options
-        params = jax.tree.map(lambda leaf: jnp.array(leaf), params)
+        params = jax.tree.map(sources.copied, params)
         memory = init_memory(
             params, options.memory_size, memory_dtype=options.memory_dtype
         )
@@ -145,7 +150,8 @@ class PBLBFGS:
           params: first point; not read if `state` is given.
           key: PRNG key; not read if `state` is given.
           state: where to go on instead of a first point, e.g. from a checkpoint. The
-            rest of the run is then bitwise that of the run it was taken from.
+            rest of the run is then bitwise that of the run it was taken from. A run
+            that a limit has ended goes on where this solver's limits allow it.
 
         Returns:
           The result; non-convergence is a `reason`, never an exception.
@@ -157,7 +163,7 @@ class PBLBFGS:
         started = time.monotonic()
         if state is None and (params is None or key is None):
             raise ValueError("run needs params and key, or state")
-        at = self.init(params, key) if state is None else state
+        at = self.init(params, key) if state is None else self._reopened(state)
         limit = self.options.max_time
         records = RECORDS if limit is None else RECORDS_UNDER_CLOCK
         source = self._source_of(at)
@@ -177,8 +183,32 @@ class PBLBFGS:
         """The same method for batches that a data loader supplies.
 
         See `optim_jax.quasi_newton.progressive_batching.supplied_batch.as_optax`.
+
+        Raises:
+          ValueError: the solver has weights, which belong to its own data.
         """
+        if self._has_weights:
+            raise ValueError(
+                "weights belong to the samples of data; for as_optax() weight the loss"
+            )
         return as_optax(self._losses, self.options)
+
+    def memory_analysis(self, state: PBLBFGSState) -> Any:
+        """XLA's account of the memory of one compiled iteration.
+
+        Args:
+          state: from `init`; only its shapes matter.
+        """
+        chunk = self._chunk(state.window.size)
+        source = self._source_of(state)
+        lowered = self._iterate.lower(source, state, None, chunk=chunk)
+        return lowered.compile().memory_analysis()
+
+    def _reopened(self, state: PBLBFGSState) -> PBLBFGSState:
+        # Arrays of NumPy, as a checkpoint may hold, would count as another program.
+        state = jax.tree.map(jnp.asarray, state)
+        problem = self._problem(state.params, self._chunk(state.window.size))
+        return reopened(problem, state)
 
     def _result(self, state: PBLBFGSState, history: list[StepInfo]) -> PBLBFGSResult:
         counters = jax.device_get(state.counters)
@@ -191,7 +221,7 @@ class PBLBFGS:
         return PBLBFGSResult(
             params=state.params,
             value=float(state.evaluation.value),
-            grad_norm=float(largest_entry(state.evaluation.grad)),
+            grad_norm=float(_largest_entry(state.evaluation.grad)),
             reason=reason,
             converged=reason == "certified",
             n_iter=int(counters.k),
@@ -333,6 +363,11 @@ class PBLBFGS:
                 f"{jax.tree.structure(output)}; with auxiliary outputs set has_aux=True"
             )
         check_per_sample(output.shape, count)
+        if not jnp.issubdtype(output.dtype, jnp.floating):
+            raise ValueError(
+                "per_sample_loss must return one loss per sample, real floating-point, "
+                f"got {output.dtype}"
+            )
 
     def _checked_permutation(self, perm: Any) -> jax.Array:
         if self._population is None:
@@ -361,7 +396,7 @@ class PBLBFGS:
 def _raw_key(key: Any) -> np.ndarray:
     """Key data of a typed or raw PRNG key."""
     if jnp.issubdtype(getattr(key, "dtype", np.int32), jax.dtypes.prng_key):
-        return np.asarray(jax.random.key_data(key))
+        key = jax.random.key_data(key)
     data = np.asarray(key)
     if data.dtype != np.uint32 or data.shape != (2,):
         raise ValueError(

@@ -153,6 +153,23 @@ def test_sample(problem: Problem, source: Any, state: PBLBFGSState) -> Test:
     )
 
 
+def untested(problem: Problem, state: PBLBFGSState) -> Test:
+    """The record of a sample that needs no test, being all data."""
+    grad = state.evaluation.grad
+    products = inner_products(state.memory, grad)
+    first = inverse_hessian_combination(state.memory, products)
+    nan = jnp.full((), jnp.nan, problem.dtype)
+    size = state.window.size
+    return Test(
+        ratio=nan,
+        r=image_products(state.memory, first, products).square,
+        r_unbiased=nan,
+        variance=nan,
+        wanted=size,
+        jvp_evals=jnp.zeros_like(size),
+    )
+
+
 def grow_sample(
     problem: Problem,
     source: Any,

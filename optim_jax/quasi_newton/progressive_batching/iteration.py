@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from optim_jax.quasi_newton.memory import tree_dot
 from optim_jax.quasi_newton.progressive_batching.accounting import (
@@ -29,6 +28,8 @@ from optim_jax.quasi_newton.progressive_batching.growth import (
     grow_sample,
     push_recent,
     test_sample,
+    ungrown,
+    untested,
 )
 from optim_jax.quasi_newton.progressive_batching.problem import Problem
 from optim_jax.quasi_newton.progressive_batching.renewal import (
@@ -62,13 +63,16 @@ def iterate(
     Returns:
       The state after it, and its record.
     """
-    if permutation is not None:
+    if permutation is not None and not problem.always_full:
         state = resample(problem, source, state, permutation)
-    test = test_sample(problem, source, state)
-    size = jnp.minimum(test.wanted, problem.options.largest_batch)
-    sample = grow_sample(
-        problem, source, state, size, overlap_in_front=permutation is not None
-    )
+    if problem.always_full:
+        test, sample = untested(problem, state), ungrown(problem, state)
+    else:
+        test = test_sample(problem, source, state)
+        size = jnp.minimum(test.wanted, problem.options.largest_batch)
+        sample = grow_sample(
+            problem, source, state, size, overlap_in_front=permutation is not None
+        )
     descent = descend(problem, source, state, sample, test)
     return _move_on(problem, source, state, test, sample, descent)
 
@@ -117,7 +121,7 @@ def _move_on(
             renewal.kept,
         )
 
-    evaluation, overlap_start, overlap_size = lax.cond(is_full, of_all, of_sample)
+    evaluation, overlap_start, overlap_size = problem.either(size, of_all, of_sample)
     counters = count_work(problem, state, test, sample, descent, renewal_grads)
     counters = counters._replace(
         skipped=stored.skipped,

@@ -4,14 +4,18 @@ import dataclasses
 import fractions
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from optim_jax.quasi_newton.line_search import make_line_search, needs_slope
 from optim_jax.quasi_newton.progressive_batching.options import Options
 from optim_jax.quasi_newton.progressive_batching.sample_sums import SampleSums
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +41,21 @@ class Problem:
         return self.sums.dtype
 
     @property
+    def always_full(self) -> bool:
+        """Whether the very first batch is all data, so that nothing is ever drawn."""
+        return self.options.first_batch == self.population
+
+    @property
     def groups(self) -> int:
         """Groups that are evaluated apart; 1 where no option needs them."""
-        return self.options.groups if self.options.uses_groups else 1
+        if self.always_full or not self.options.uses_groups:
+            return 1
+        return self.options.groups
 
     @property
     def shares_samples(self) -> bool:
         """Whether the next sample keeps a part of the last one (MB)."""
-        return self.options.overlap == "multi"
+        return self.options.overlap == "multi" and not self.always_full
 
     @property
     def needs_slope(self) -> bool:
@@ -68,6 +79,19 @@ class Problem:
         if self.population is None:
             return jnp.zeros((), bool)
         return size == self.population
+
+    def either(
+        self, size: jax.Array, of_all: Callable[[], T], of_sample: Callable[[], T]
+    ) -> T:
+        """Calls the first function for a batch of all data, else the second.
+
+        Where only one of the cases can occur, the other is not compiled.
+        """
+        if self.always_full:
+            return of_all()
+        if self.population is None:
+            return of_sample()
+        return lax.cond(self.is_full(size), of_all, of_sample)
 
     def overlap_size(self, size: jax.Array) -> jax.Array:
         """ceil(overlap_ratio * b), int32."""

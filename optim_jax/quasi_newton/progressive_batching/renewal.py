@@ -49,6 +49,12 @@ def first_evaluation(
       The evaluation, and the start and the number of the samples that the next sample
       will share.
     """
+    if problem.always_full:
+        total = problem.sums.full_gradient(params, source)
+        count = window.size.astype(problem.dtype)
+        grad = jax.tree.map(lambda leaf: leaf / count, total.grad)
+        value = total.loss / count
+        return Evaluation(value, grad, (), ()), jnp.int32(0), jnp.int32(0)
     prefix = empty_prefix(problem.sums, params, touched_groups(problem))
     return evaluate_sample(
         problem, source, params, memory, window, prefix, jnp.int32(0)
@@ -167,10 +173,7 @@ def renew(
 
     is_full = problem.is_full(size)
     of_sample = shared if problem.shares_samples else repeated
-    if problem.population is None:
-        renewal = of_sample()
-    else:
-        renewal = lax.cond(is_full, of_all, of_sample)
+    renewal = problem.either(size, of_all, of_sample)
     extra = jnp.zeros_like(size)
     if not problem.shares_samples and not problem.needs_slope:
         extra = jnp.where(is_full, 0, size)

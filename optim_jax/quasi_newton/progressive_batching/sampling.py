@@ -191,10 +191,14 @@ def _affine_positions(
         total = a + b
         return jnp.where(total >= modulus, total - modulus, total)
 
-    result = jnp.zeros_like(positions)
-    for bit in reversed(range(population.bit_length())):
-        addend = jnp.where((stride >> bit) & 1 == 1, positions, jnp.uint32(0))
-        result = add(add(result, result), addend)
+    bits = population.bit_length()
+
+    def double_and_add(index: jax.Array, result: jax.Array) -> jax.Array:
+        bit = (stride >> (bits - 1 - index).astype(jnp.uint32)) & 1
+        addend = jnp.where(bit == 1, positions, jnp.uint32(0))
+        return add(add(result, result), addend)
+
+    result = lax.fori_loop(0, bits, double_and_add, jnp.zeros_like(positions))
     return add(result, shift.astype(jnp.uint32)).astype(jnp.int32)
 
 

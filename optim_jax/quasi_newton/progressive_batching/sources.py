@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from optim_jax.trees.mesh_axes import is_explicit
 from optim_jax.trees.paths import named_leaves
 
 Batch = Any
@@ -78,6 +79,21 @@ def place(data: Any, mesh: Mesh | None, axis: str) -> Any:
     return jax.tree.map(placed, data)
 
 
+def with_auto_axes(mesh: Mesh) -> Mesh:
+    """The same devices, along axes that the types of arrays do not name."""
+    return mesh.update(axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def copied(leaf: Any) -> jax.Array:
+    """A copy of an array, sharded as it is; its type names no axis of a mesh."""
+    leaf = jnp.array(leaf)
+    sharding = leaf.sharding
+    if isinstance(sharding, NamedSharding) and is_explicit(sharding.mesh):
+        auto = NamedSharding(with_auto_axes(sharding.mesh), sharding.spec)
+        leaf = jax.device_put(leaf, auto)
+    return leaf
+
+
 def take(source: Any, indices: jax.Array) -> Batch:
     """The samples of some indices, all of which exist."""
     return jax.tree.map(
@@ -117,11 +133,10 @@ def take_share(local: Any, indices: jax.Array, axis: str, shards: int) -> Batch:
         place = indices - first
         mine = (place >= 0) & (place < leaf.shape[0])
         rows = leaf.at[jnp.where(mine, place, 0)].get(mode="promise_in_bounds")
-        rows = jnp.where(mine.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0)
-        dtype = rows.dtype
-        if dtype == jnp.bool_:
+        if leaf.dtype == jnp.bool_:
             rows = rows.astype(jnp.int8)
+        rows = jnp.where(mine.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0)
         rows = jax.lax.psum_scatter(rows, axis, scatter_dimension=0, tiled=True)
-        return rows.astype(dtype)
+        return rows.astype(leaf.dtype)
 
     return jax.tree.map(share, local)

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from optim_jax.quasi_newton.progressive_batching.problem import Problem
 from optim_jax.quasi_newton.progressive_batching.solver_state import (
     REASONS,
+    RUNNING,
     PBLBFGSState,
 )
 
 IN_A_ROW = 3
+LIMITS = ("max_epochs", "max_iterations", "max_time")
 
 
 def largest_entry(tree: Any) -> jax.Array:
@@ -51,3 +53,22 @@ def reason_to_stop(
     for name, holds in reversed(reasons.items()):
         found = jnp.where(holds, REASONS.index(name), found)
     return found.astype(jnp.int32)
+
+
+def reopened(problem: Problem, state: PBLBFGSState) -> PBLBFGSState:
+    """The state of a run that a limit has ended, made to go on if none holds now.
+
+    The limits may be those of another solver, and the clock starts anew.
+    """
+    options, counters = problem.options, state.counters
+    if REASONS[int(state.reason)] not in LIMITS:
+        return state
+    is_over = False
+    if options.max_iterations is not None:
+        is_over = int(counters.k) >= options.max_iterations
+    if problem.population is not None:
+        most = options.max_epochs * problem.population
+        is_over = is_over or int(counters.grad_evals) >= most
+    if is_over:
+        return state
+    return state._replace(reason=jnp.int32(REASONS.index(RUNNING)))

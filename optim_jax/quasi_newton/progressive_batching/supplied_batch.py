@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optim_jax.quasi_newton.directional_derivatives import check_per_sample
 from optim_jax.quasi_newton.memory import (
     LBFGSMemory,
     accumulation_dtype,
@@ -116,6 +117,13 @@ def as_optax(losses: Losses, options: Options) -> optax.GradientTransformationEx
         if batch is None:
             raise ValueError(f"{NAME} needs the batch: update(..., batch=batch)")
         size = sources.rows_of(batch)
+        if size < 2:
+            raise ValueError(
+                f"{NAME} needs at least 2 samples in a batch, got {size}: the variance "
+                "of one sample is undefined"
+            )
+        batch = jax.tree.map(jnp.asarray, batch)
+        check_per_sample(jax.eval_shape(losses, params, batch)[0].shape, size)
         problem = _problem(losses, options, params, size)
         grad = jax.tree.map(lambda leaf: leaf.astype(problem.dtype), updates)
         inner = _as_solver_state(problem, state, params, batch, grad, value, size)
