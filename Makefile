@@ -32,6 +32,7 @@ bench: $(VENV)/.installed-experiments
 	$(BIN)/python -m experiments.benchmarks.row_sparse --threads=1
 	$(BIN)/python -m experiments.benchmarks.criteo_reader
 	$(BIN)/python -m experiments.benchmarks.dlrm_step
+	$(BIN)/python -m experiments.benchmarks.pb_lbfgs
 
 $(VENV)/.installed-%: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
