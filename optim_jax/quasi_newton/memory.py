@@ -6,6 +6,7 @@ stored vectors, and the writing of a pair. The rest is algebra of m-by-m matrice
 Shape legend: m = memory size, ... = shape of one parameter leaf.
 """
 
+import functools
 import numbers
 from typing import Any, NamedTuple
 
@@ -286,7 +287,9 @@ def wide_dtype(leaf: Any) -> Any:
 
 def accumulation_dtype(tree: Any) -> Any:
     """float64 if a leaf is, else float32."""
-    return jnp.result_type(jnp.float32, *jax.tree.leaves(tree))
+    # Of the dtypes: a weakly typed float64 leaf alone would give way to float32.
+    dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(tree)]
+    return functools.reduce(jnp.promote_types, dtypes, jnp.float32)
 
 
 def check_memory_size(memory_size: Any) -> None:

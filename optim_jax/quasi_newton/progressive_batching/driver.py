@@ -137,6 +137,7 @@ class PBLBFGS:
         """
         if perm is not None:
             perm = self._checked_permutation(perm)
+        state = _on_device(state)
         chunk = self._chunk(state.window.size)
         state, info = self._iterate(self._source_of(state), state, perm, chunk=chunk)
         return state, info._replace(compilations=np.int32(self._compilations()))
@@ -205,8 +206,7 @@ class PBLBFGS:
         return lowered.compile().memory_analysis()
 
     def _reopened(self, state: PBLBFGSState) -> PBLBFGSState:
-        # Arrays of NumPy, as a checkpoint may hold, would count as another program.
-        state = jax.tree.map(jnp.asarray, state)
+        state = _on_device(state)
         problem = self._problem(state.params, self._chunk(state.window.size))
         return reopened(problem, state)
 
@@ -391,6 +391,14 @@ class PBLBFGS:
     def _compilations(self) -> int:
         functions = (self._evaluate, self._iterate, self._advance)
         return max(function._cache_size() for function in functions)
+
+
+def _on_device(state: PBLBFGSState) -> PBLBFGSState:
+    """A state whose arrays are those of JAX."""
+    # Those of NumPy, as in a checkpoint, would count as another program.
+    if isinstance(state.reason, jax.Array):
+        return state
+    return jax.tree.map(jnp.asarray, state)
 
 
 def _raw_key(key: Any) -> np.ndarray:

@@ -88,8 +88,9 @@ def copied(leaf: Any) -> jax.Array:
     """A copy of an array, sharded as it is; its type names no axis of a mesh."""
     leaf = jnp.array(leaf)
     sharding = leaf.sharding
-    if isinstance(sharding, NamedSharding) and is_explicit(sharding.mesh):
-        auto = NamedSharding(with_auto_axes(sharding.mesh), sharding.spec)
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    if isinstance(mesh, Mesh) and is_explicit(mesh):
+        auto = NamedSharding(with_auto_axes(mesh), leaf.sharding.spec)
         leaf = jax.device_put(leaf, auto)
     return leaf
 

@@ -185,3 +185,9 @@ def test_bad_leaves_are_named():
 def test_flat_puts_leaves_in_order():
     v = draw_vector(3)
     np.testing.assert_array_equal(flat(make_tree(v, "float32")), np.float32(v))
+
+
+def test_weakly_typed_float64_leaves_are_accumulated_in_float64(x64):
+    params = {"w": jnp.full(3, 0.05), "b": jnp.zeros(2, jnp.float32)}
+    assert params["w"].weak_type
+    assert optim_jax.init_memory(params).sy.dtype == jnp.float64
