@@ -53,6 +53,14 @@ SCHEDULES = ("cosine", "linear", "constant")
 REFRESH_MODES = ("cond", "staggered", "external")
 GRAFTINGS = ("adam", "adagrad", "rmsprop", "sgd", "none")
 POLAR_METHODS = ("svd", "polar")
+LINE_SEARCHES = (
+    "armijo",
+    "armijo_interp",
+    "weak_wolfe",
+    "weak_wolfe_interp",
+    "strong_wolfe",
+    "fixed",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +97,18 @@ class OptimizerConfig:
     )
     relative_epsilon: float = 1e-6  # shampoo family: damping over a factor's norm
     grafting: str = "adam"  # shampoo, kl_shampoo: whose norm a block's update gets
+    memory_size: int = 10  # pb_lbfgs: curvature pairs kept
+    theta: float = 0.9  # pb_lbfgs: noise of a step it tolerates before asking for rows
+    line_search: str = "armijo"  # pb_lbfgs: one of LINE_SEARCHES
+    damping: bool = True  # pb_lbfgs: Powell damping in place of skipping pairs
 
     def __post_init__(self):
         require_one_of("optimizer.schedule", self.schedule, SCHEDULES)
         require_one_of("optimizer.refresh", self.refresh, REFRESH_MODES)
         require_one_of("optimizer.grafting", self.grafting, GRAFTINGS)
         require_one_of("optimizer.spectral_method", self.spectral_method, POLAR_METHODS)
-        for name in ("precondition_frequency", "max_preconditioner_dim"):
+        require_one_of("optimizer.line_search", self.line_search, LINE_SEARCHES)
+        for name in ("precondition_frequency", "max_preconditioner_dim", "memory_size"):
             require_at_least(f"optimizer.{name}", getattr(self, name), 1)
         require_fraction("optimizer.relative_epsilon", self.relative_epsilon)
         for name in (
@@ -108,10 +121,9 @@ class OptimizerConfig:
             require_at_least(f"optimizer.{name}", getattr(self, name), 0.0)
         for name in ("warmup_fraction", "b1", "b2", "momentum", "ema_decay"):
             require_fraction(f"optimizer.{name}", getattr(self, name))
-        require(
-            self.clip_norm > 0,
-            f"optimizer.clip_norm must be > 0, got {self.clip_norm}",
-        )
+        for name in ("clip_norm", "theta"):
+            value = getattr(self, name)
+            require(value > 0, f"optimizer.{name} must be > 0, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)

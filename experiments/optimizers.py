@@ -7,7 +7,7 @@ transformations of Optax and of this library. Any name can also be asked for as
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,24 @@ GPA_PREFIX = "gpa+"
 SCHEDULE_FREE_MU_Y = 0.9
 
 
+# Fields that mean nothing to a method that finds its step itself.
+NOT_OF_SEARCHES = (
+    "optimizer.learning_rate",
+    "optimizer.schedule",
+    "optimizer.warmup_fraction",
+    "optimizer.final_fraction",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+)
+
+
+class RowObjective(NamedTuple):
+    """What a run minimises, as a mean over rows: for methods that search along it."""
+
+    losses: Callable[[Any, Any], jax.Array]  # (params, rows) -> (number of rows,)
+    rows_at_once: int  # that are evaluated together
+
+
 class Optimizer(NamedTuple):
     """A transformation and what the trainer must know about it."""
 
@@ -37,6 +55,9 @@ class Optimizer(NamedTuple):
     uses_matrices: bool = False  # treats hidden matrices as matrices
     # Params or their shapes -> how Shampoo cuts them; None for other optimizers.
     plan: Callable[[Any], optim_jax.Plan] | None = None
+    # Finds its step itself: `update` also takes the rows (`batch`) and their mean loss
+    # (`value`), and no rate reaches it.
+    searches: bool = False
 
 
 class _Context(NamedTuple):
@@ -47,6 +68,7 @@ class _Context(NamedTuple):
     matrix_axes: Callable[[Any], Any]  # params -> tree of MatrixAxes
     mesh: Mesh | None  # to spread Shampoo's blocks over
     param_specs: Any  # tree of PartitionSpec like the params; None: replicated
+    objective: RowObjective | None  # None: the run does not offer it
 
     def of_kind(self, params: Any, kinds: tuple[str, ...]) -> Any:
         """True for leaves of these kinds."""
@@ -249,6 +271,24 @@ def _kl_shampoo_options(context: _Context) -> dict[str, Any]:
     }
 
 
+def _pb_lbfgs(context: _Context) -> optax.GradientTransformation:
+    config = context.config
+    if context.objective is None:
+        raise ValueError(
+            "optimizer.name=pb_lbfgs searches along the loss of each row, which runs "
+            "of this kind do not offer; language models do (experiments.train_llama)"
+        )
+    return optim_jax.pb_lbfgs(
+        context.objective.losses,
+        None,  # the run brings the batches
+        memory_size=config.memory_size,
+        theta=config.theta,
+        line_search=config.line_search,
+        damping=config.damping,
+        chunk_size=context.objective.rows_at_once,
+    ).as_optax()
+
+
 class _Entry(NamedTuple):
     build: Callable[[_Context], optax.GradientTransformation]
     averages: bool = False
@@ -256,6 +296,7 @@ class _Entry(NamedTuple):
     meant_for: str = ""  # the schedule it was published with; others get a warning
     # Keywords that the plan shares with the transformation; Shampoo's family only.
     plan_options: Callable[[_Context], dict[str, Any]] | None = None
+    searches: bool = False
 
 
 def _shampoo_entry(options: Callable[[_Context], dict[str, Any]]) -> _Entry:
@@ -279,6 +320,7 @@ OPTIMIZERS: dict[str, _Entry] = {
     "kl_shampoo": _shampoo_entry(_kl_shampoo_options),
     "lion": _Entry(_lion),
     "muon": _Entry(_muon, uses_matrices=True),
+    "pb_lbfgs": _Entry(_pb_lbfgs, searches=True),
     "row_wise_adagrad": _Entry(_row_wise_adagrad),
     "schedule_free_adamw": _Entry(
         _schedule_free_adamw, averages=True, meant_for="constant"
@@ -326,6 +368,7 @@ def build_optimizer(
     matrix_axes: Callable[[Any], Any],
     mesh: Mesh | None = None,
     param_specs: Any = None,
+    objective: RowObjective | None = None,
 ) -> Optimizer:
     """Builds the optimizer a run asks for.
 
@@ -336,9 +379,11 @@ def build_optimizer(
       mesh: the run's mesh: over all of its axes Shampoo's blocks are spread. None
         keeps them on one device; the other optimizers follow their parameters.
       param_specs: tree of `PartitionSpec` like the params, where they lie on it.
+      objective: of the run, for methods that evaluate it themselves.
 
     Raises:
-      ValueError: for an unknown name; it lists what exists.
+      ValueError: for an unknown name (it lists what exists), or a method that needs an
+        `objective` where there is none.
     """
     wrapped = config.name.startswith(GPA_PREFIX)
     base_name = config.name.removeprefix(GPA_PREFIX)
@@ -353,6 +398,12 @@ def build_optimizer(
             f"optimizer.name={config.name!r}: {base_name} already averages; "
             f"{GPA_PREFIX} takes a plain optimizer"
         )
+    if wrapped and entry.searches:
+        raise ValueError(
+            f"optimizer.name={config.name!r}: {base_name} searches along the loss at "
+            f"the parameters, which an average would move; {GPA_PREFIX} takes an "
+            "optimizer with a learning rate"
+        )
     if entry.meant_for not in ("", config.schedule):
         logging.warning(
             "%s is meant for optimizer.schedule=%s, not %s",
@@ -363,7 +414,7 @@ def build_optimizer(
     schedule = learning_rate_schedule(config, steps)
 
     def context(schedule: optax.Schedule) -> _Context:
-        return _Context(config, schedule, matrix_axes, mesh, param_specs)
+        return _Context(config, schedule, matrix_axes, mesh, param_specs, objective)
 
     def build(schedule: optax.Schedule) -> optax.GradientTransformation:
         transformation = entry.build(context(schedule))
@@ -372,7 +423,8 @@ def build_optimizer(
                 transformation, mu_x=config.mu_x, mu_y=config.mu_y
             )
         # Clipping comes first: edits after an averaging method move its implied x.
-        if config.clip_norm != float("inf"):
+        # A line search needs the gradient of what it evaluates, so it is not clipped.
+        if config.clip_norm != float("inf") and not entry.searches:
             clip = optax.clip_by_global_norm(config.clip_norm)
             transformation = optax.chain(clip, transformation)
         return transformation
@@ -387,4 +439,26 @@ def build_optimizer(
         at_rate=lambda rate: build(lambda count: rate),
         uses_matrices=entry.uses_matrices,
         plan=plan,
+        searches=entry.searches,
     )
+
+
+def require_applicable(name: str, given: Iterable[str]) -> None:
+    """Refuses fields that someone asked for and that the optimizer has no use for.
+
+    Args:
+      name: of the optimizer.
+      given: dotted names of the fields that were asked for, rather than taken from a
+        preset.
+
+    Raises:
+      ValueError: names the fields.
+    """
+    entry = OPTIMIZERS.get(name)
+    useless = [field for field in NOT_OF_SEARCHES if field in set(given)]
+    if entry is not None and entry.searches and useless:
+        raise ValueError(
+            f"{', '.join(useless)} cannot be given with optimizer.name={name}: its "
+            "line search finds the length of every step, on the plain objective; "
+            f"leave {'it' if len(useless) == 1 else 'them'} out"
+        )

@@ -42,6 +42,20 @@ CLAIMS: dict[str, Claim] = {
         ("cpu",),
         "the same arms on teacher-student regression, minutes on one core",
     ),
+    "pblbfgs_convex": Claim(
+        "experiments.reproduce.pblbfgs_convex",
+        ("cpu",),
+        "progressive-batching L-BFGS against its peers on logistic regression",
+        tuning_seeds=(100, 101, 102),
+        seeds=(0, 1, 2, 3, 4),
+    ),
+    "pblbfgs_network": Claim(
+        "experiments.reproduce.pblbfgs_network",
+        ("cpu",),
+        "progressive-batching L-BFGS against tuned Adam and SGD on a small network",
+        tuning_seeds=(100, 101, 102),
+        seeds=(0, 1, 2, 3, 4),
+    ),
     "qr_one_feature": Claim(
         "experiments.reproduce.qr_one_feature",
         ("cpu",),

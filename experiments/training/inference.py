@@ -18,6 +18,7 @@ from experiments.training.checkpoints import (
     Checkpoints,
     Restored,
 )
+from experiments.training.search_step import row_objective
 from experiments.training.setup import abstract_train_state
 from models import LlamaConfig, build_llama, generate
 from optim_jax import gpa_eval_params
@@ -49,7 +50,10 @@ def load_for_inference(
     config = from_dict(TrainConfig, json.loads(config_path.read_text()))
     model = build_llama(config.model)
     optimizer = build_optimizer(
-        config.optimizer, steps=config.steps, matrix_axes=model.matrix_axes
+        config.optimizer,
+        steps=config.steps,
+        matrix_axes=model.matrix_axes,
+        objective=row_objective(model, config.batch.micro_size),
     )
     mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
     abstract = abstract_train_state(model, optimizer, mesh, config.seed)

@@ -33,6 +33,7 @@ from experiments.training.preemption import PreemptionGuard
 from experiments.training.recording import Recorder
 from experiments.training.run_directory import RunDirectory
 from experiments.training.sample_clock import SampleClock
+from experiments.training.search_step import search_metrics
 from experiments.training.setup import DeviceBatch, Setup
 from experiments.training.state import TrainState
 
@@ -241,6 +242,8 @@ class TrainingLoop:
             extra |= counter_metrics(dispatched.counters, self._setup.plan)
         if dispatched.measured and self._recorder.is_due(*dispatched[1:3]):
             extra |= measurement_metrics(dispatched.measured)
+        if "search" in values and self._recorder.is_due(*dispatched[1:3]):
+            extra |= search_metrics(values["search"])
         if not values["healthy"]:
             found = self._describe_nonfinite(step, values)
             if self._config.stopping.on_nonfinite == "stop":

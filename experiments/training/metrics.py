@@ -8,7 +8,9 @@
 Names: `train/loss`, `train/grad_norm`, `train/update_norm`, `train/param_norm`,
 `train/lr`, `train/batch_size`, `optim/*` (of the newest measurement:
 `optim/noise_scale`, `optim/noise_sq`, `optim/signal_sq`,
-`optim/noise_scale_saturated`), `eval/loss`, `perf/tokens_per_s` (or
+`optim/noise_scale_saturated`; of a line search, which has no `train/lr`:
+`optim/step_length`, `optim/sample_ratio`, `optim/recommended_batch`, `optim/pair` and
+more), `eval/loss`, `perf/tokens_per_s` (or
 `perf/samples_per_s`), `perf/step_ms`, `perf/mfu`. A non-finite value is null in JSON,
 which has no other word for it, and `nan`, `inf` or `-inf` in CSV.
 """

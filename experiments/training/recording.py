@@ -108,7 +108,8 @@ class Recorder:
         if not self.is_due(before, after):
             return
         names = ("loss", "objective", "grad_norm", "update_norm", "param_norm", "lr")
-        read = jax.device_get({name: values[name] for name in names})
+        # A line search has no rate.
+        read = jax.device_get({name: values[name] for name in names if name in values})
         row = {f"train/{name}": float(value) for name, value in read.items()}
         row["train/batch_size"] = float(after - before)
         row["optim/skipped_steps"] = float(self._skipped_steps)

@@ -30,6 +30,15 @@ from experiments.training.measurement import (
     require_draws,
 )
 from experiments.training.padding import Padding, find_padding
+from experiments.training.search_step import (
+    build_search_accumulate,
+    build_search_apply,
+    require_searchable,
+    row_objective,
+    search_sum_sharding,
+    with_split_memory,
+    zero_search_sum,
+)
 from experiments.training.state import TrainState, init_state, zero_gradient_sum
 from experiments.training.step import (
     Accumulate,
@@ -138,30 +147,49 @@ class Setup:
 
     def accumulate(self) -> Accumulate:
         """`(state, sums, batch, micro_index) -> sums`, to be compiled."""
+        if self.optimizer.searches:
+            return build_search_accumulate(self.model)
         return build_accumulate(self.model)
 
     def apply(self) -> Apply:
         """`(state, sums, rows, size, measurement) -> (state, sums, metrics)`."""
+        skip_nonfinite = self.config.stopping.on_nonfinite == "skip"
+        if self.optimizer.searches:
+            return build_search_apply(self.optimizer, skip_nonfinite=skip_nonfinite)
         return build_apply(
             self.optimizer,
             self.batch_rule.rate,
             controller=self.batch_rule.controller,
-            skip_nonfinite=self.config.stopping.on_nonfinite == "skip",
+            skip_nonfinite=skip_nonfinite,
         )
 
     def zero_sums(self) -> Any:
         """An empty accumulation, to be compiled."""
-        return zero_gradient_sum(self.abstract_state.params)
+        params = self.abstract_state.params
+        if self.optimizer.searches:
+            batch = self.config.batch
+            slots = batch.size // batch.micro_size
+            return zero_search_sum(params, self._micro_batch, slots)
+        return zero_gradient_sum(params)
+
+    @functools.cached_property
+    def _micro_batch(self) -> DeviceBatch:
+        """Shapes of a placed micro-batch."""
+        batch = self.place(next(self.data.validation()))
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch
+        )
 
     def sums_sharding(self) -> Any:
         """How an accumulation lies on the devices."""
         whole = replicated(self.mesh)
         sums = jax.eval_shape(self.zero_sums)
-        return jax.tree.map(lambda _: whole, sums)._replace(
-            gradients=param_shardings(
-                self.abstract_state.params, self.model.partition_rules, self.mesh
-            )
+        gradients = param_shardings(
+            self.abstract_state.params, self.model.partition_rules, self.mesh
         )
+        if self.optimizer.searches:
+            return search_sum_sharding(sums, gradients, self.mesh)
+        return jax.tree.map(lambda _: whole, sums)._replace(gradients=gradients)
 
     def batch_sharding(self) -> Any:
         """How a micro-batch lies on the devices; one sharding for all of it."""
@@ -230,6 +258,7 @@ def build_setup(
     processes = jax.process_count()
     model = build_llama(config.model)
     optimizer = _optimizer_on(mesh, config, model)
+    require_searchable(config, optimizer)
     rule = build_batch_rule(config, optimizer.schedule)
     _require_measurable(config, mesh, optimizer)
     data = build_text_data(
@@ -286,6 +315,7 @@ def _optimizer_on(mesh: Mesh | None, config: TrainConfig, model: Model) -> Optim
         matrix_axes=model.matrix_axes,
         mesh=mesh,
         param_specs=specs,
+        objective=row_objective(model, config.batch.micro_size),
     )
 
 
@@ -312,6 +342,7 @@ def abstract_train_state(
     shardings = state_shardings(
         abstract, abstract.params, model.partition_rules, mesh, plan
     )
+    shardings = with_split_memory(shardings, shardings.params, mesh)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=sharding

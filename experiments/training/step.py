@@ -4,7 +4,8 @@ Two compiled functions serve every batch size: `accumulate` adds the weighted gr
 of one micro-batch of fixed shape, `apply` divides by the weight and updates. Because
 sums are weighted by the micro-batch's token weight, k micro-batches give the gradient
 of the one large batch, not a mean of means. Steps that measure the noise scale put
-`measurement.accumulate` in the place of `accumulate`.
+`measurement.accumulate` in the place of `accumulate`; methods that search along the
+loss have the two functions of `search_step`.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.optimizers import Optimizer
-from experiments.training.state import GradientSum, TrainState, zero_gradient_sum
+from experiments.training.state import GradientSum, TrainState
 from models import Model
 from optim_jax.noise_scale import (
     BatchSizeController,
@@ -28,6 +29,8 @@ Rate = Callable[[jax.Array, jax.Array], jax.Array]
 
 Accumulate = Callable[..., GradientSum]
 Apply = Callable[..., tuple[TrainState, GradientSum, dict[str, Any]]]
+# (state, sums, mean gradients, batch size) -> (updates, optimizer state, metrics)
+Update = Callable[..., tuple[Any, Any, dict[str, Any]]]
 
 
 def weighted_objective(model: Model) -> Callable[..., tuple[jax.Array, Any]]:
@@ -95,11 +98,33 @@ def build_apply(
     controller: BatchSizeController | None = None,
     skip_nonfinite: bool,
 ) -> Apply:
+    """`build_apply_of` an optimizer that needs gradients and a learning rate."""
+
+    def update(
+        state: TrainState, sums: GradientSum, gradients: Any, batch_size: jax.Array
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        del sums
+        learning_rate = jnp.asarray(rate(state.samples, batch_size), jnp.float32)
+        updates, opt_state = optimizer.at_rate(learning_rate).update(
+            gradients, state.opt_state, state.params
+        )
+        return updates, opt_state, {"lr": learning_rate}
+
+    return build_apply_of(update, controller=controller, skip_nonfinite=skip_nonfinite)
+
+
+def build_apply_of(
+    update: Update,
+    *,
+    controller: BatchSizeController | None = None,
+    skip_nonfinite: bool,
+) -> Apply:
     """`(state, sums, rows, batch_size, measurement) -> (state, empty sums, metrics)`.
 
-    `rows` were trained on in this step, `batch_size` is what decides the rate: the two
-    differ in the last step of a run. `measurement` is what `controller` reads in steps
-    that measure, and is ignored in others.
+    `update` is the optimizer's part; what it measures joins the metrics. `rows` were
+    trained on in this step, `batch_size` is what decides the rate: the two differ in
+    the last step of a run. `measurement` is what `controller` reads in steps that
+    measure, and is ignored in others.
 
     `metrics["healthy"]` is false when the loss or a leaf's gradient norm is not
     finite, and `metrics["leaf_squared_norms"]` tells which leaf, in tree order. With
@@ -122,11 +147,7 @@ def build_apply(
         )
         squared_norms = _squared_norms(gradients)
         healthy = jnp.isfinite(loss) & jnp.all(jnp.isfinite(squared_norms))
-        learning_rate = jnp.asarray(rate(state.samples, batch_size), jnp.float32)
-        transformation = optimizer.at_rate(learning_rate)
-        updates, opt_state = transformation.update(
-            gradients, state.opt_state, state.params
-        )
+        updates, opt_state, more = update(state, sums, gradients, batch_size)
         params = optax.apply_updates(state.params, updates)
         if skip_nonfinite:
             params, opt_state = jax.tree.map(
@@ -142,7 +163,7 @@ def build_apply(
             "grad_norm": jnp.sqrt(jnp.sum(squared_norms)),
             "update_norm": jnp.sqrt(jnp.sum(_squared_norms(updates))),
             "param_norm": jnp.sqrt(jnp.sum(_squared_norms(params))),
-            "lr": learning_rate,
+            **more,
         }
         if controller is not None:
             batch = controller.update(state.batch, measurement, state.step)
@@ -153,6 +174,6 @@ def build_apply(
             params=params,
             opt_state=opt_state,
         )
-        return state, zero_gradient_sum(state.params), metrics
+        return state, jax.tree.map(jnp.zeros_like, sums), metrics
 
     return apply

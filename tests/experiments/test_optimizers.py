@@ -9,32 +9,59 @@ import optax
 import pytest
 
 import optim_jax
-from experiments.config import OptimizerConfig
+from experiments.config import LINE_SEARCHES, OptimizerConfig
 from experiments.optimizers import (
+    NOT_OF_SEARCHES,
     OPTIMIZERS,
+    RowObjective,
     build_optimizer,
     learning_rate_schedule,
+    require_applicable,
 )
 from models import LLAMA_PRESETS, build_llama
 from optim_jax import MatrixAxes
+from optim_jax.quasi_newton import line_search
 
 CONFIG = OptimizerConfig(learning_rate=0.1, schedule="constant", warmup_fraction=0.0)
 AXES = {"matrix": MatrixAxes("hidden"), "scale": MatrixAxes("norm")}
 PARAMS = {"matrix": jnp.ones((4, 3)), "scale": jnp.ones(3)}
 GRADIENTS = jax.tree.map(lambda leaf: 0.1 * jnp.ones_like(leaf), PARAMS)
 NAMES = [*OPTIMIZERS, "gpa+adamw", "gpa+sgd", "gpa+lion", "gpa+muon"]
+RATED = [name for name in NAMES if name != "pb_lbfgs"]  # take a learning rate
+ROWS = jnp.linspace(-1.0, 1.0, 8)
+
+
+def _row_losses(params, rows):
+    return sum(
+        jnp.sum(
+            (leaf - rows.reshape(-1, *[1] * leaf.ndim)) ** 2, range(1, 1 + leaf.ndim)
+        )
+        for leaf in jax.tree.leaves(params)
+    )
 
 
 def _build(**changes):
     config = dataclasses.replace(CONFIG, **changes)
-    return build_optimizer(config, steps=10, matrix_axes=lambda params: AXES)
+    return build_optimizer(
+        config,
+        steps=10,
+        matrix_axes=lambda params: AXES,
+        objective=RowObjective(_row_losses, rows_at_once=4),
+    )
 
 
 def _trajectory(optimizer, steps=4):
     params, state = PARAMS, optimizer.transformation.init(PARAMS)
+    update = optimizer.transformation.update
+    if optimizer.searches:
+        update = jax.jit(update)
     for step in range(steps):
         gradients = jax.tree.map(lambda leaf, s=step: leaf * (1 + s), GRADIENTS)
-        updates, state = optimizer.transformation.update(gradients, state, params)
+        more = {}
+        if optimizer.searches:
+            more = {"batch": ROWS}
+            gradients = jax.grad(lambda p: jnp.mean(_row_losses(p, ROWS)))(params)
+        updates, state = update(gradients, state, params, **more)
         params = optax.apply_updates(params, updates)
     return params, state
 
@@ -53,7 +80,7 @@ def test_every_name_moves_the_parameters_and_says_whether_it_averages(name):
             optim_jax.gpa_eval_params(state, params)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RATED)
 def test_at_a_rate_a_step_is_that_of_the_schedule_at_this_rate(name):
     optimizer = _build(name=name, schedule="cosine", precondition_frequency=2)
     params, state = PARAMS, optimizer.transformation.init(PARAMS)
@@ -173,11 +200,53 @@ def test_matrix_methods_say_that_they_use_matrices(name):
         ),
         ("gpa+nope", "got 'gpa.nope'"),
         ("gpa+gpa_adamw", "gpa_adamw already averages"),
+        ("gpa+pb_lbfgs", "searches along the loss at the parameters"),
     ],
 )
 def test_unknown_names_list_what_exists(name, message):
     with pytest.raises(ValueError, match=message):
         _build(name=name)
+
+
+def test_a_line_search_goes_to_the_minimum_whatever_rate_and_clipping_say():
+    params, state = _trajectory(_build(name="pb_lbfgs"))
+    for leaf in jax.tree.leaves(params):
+        np.testing.assert_allclose(leaf, jnp.mean(ROWS), atol=0.1)
+    assert int(state.info.b_tested) == len(ROWS)
+    changed = {"learning_rate": 1e9, "clip_norm": 1e-9, "weight_decay": 1e9}
+    same, _ = _trajectory(_build(name="pb_lbfgs", **changed))
+    jax.tree.map(np.testing.assert_array_equal, params, same)
+
+
+def test_a_line_search_needs_an_objective():
+    config = dataclasses.replace(CONFIG, name="pb_lbfgs")
+    with pytest.raises(ValueError, match="name=pb_lbfgs searches along the loss of ea"):
+        build_optimizer(config, steps=10, matrix_axes=lambda params: AXES)
+
+
+def test_fields_of_a_rate_are_refused_only_where_they_mean_nothing():
+    fields = {f"optimizer.{field.name}" for field in dataclasses.fields(CONFIG)}
+    assert set(NOT_OF_SEARCHES) <= fields
+    with pytest.raises(
+        ValueError, match="optimizer.learning_rate, optimizer.clip_norm "
+    ):
+        require_applicable(
+            "pb_lbfgs", ["optimizer.clip_norm", "optimizer.learning_rate", "seed"]
+        )
+    require_applicable("pb_lbfgs", ["optimizer.memory_size", "steps"])
+    require_applicable("adamw", NOT_OF_SEARCHES)
+    require_applicable("gpa+adamw", NOT_OF_SEARCHES)
+
+
+def test_the_config_knows_all_line_searches():
+    assert set(LINE_SEARCHES) == set(line_search.LINE_SEARCHES)
+    for field, value, message in (
+        ("line_search", "exact", "optimizer.line_search must be one of armijo, "),
+        ("memory_size", 0, "optimizer.memory_size must be >= 1, got 0"),
+        ("theta", 0.0, "optimizer.theta must be > 0, got 0.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(CONFIG, **{field: value})
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])

@@ -66,6 +66,11 @@ def test_a_sample_is_written_and_repeats_with_its_seed(trained):
         (["--preset=nope"], "--preset must be one of llama_150m"),
         (["--config.optimizer.name=nope"], "optimizer.name must be one of adagrad"),
         (["--config.data.tokenizer=nope"], "data.tokenizer"),
+        (["--optimizer=pb_lbfgs"], "--optimizer=pb_lbfgs contradicts --config.optimi"),
+        (
+            ["--config.optimizer.name=pb_lbfgs", "--config.optimizer.learning_rate=1"],
+            "optimizer.learning_rate cannot be given with optimizer.name=pb_lbfgs",
+        ),
         (["--config.steps=none"], "config.steps must be of type int"),
         (["--config.data.source=text", "--config.data.path=nowhere.txt"], "nowhere"),
     ],

@@ -16,6 +16,8 @@ LABELS = {
     "gns_llama": ("Signum", "Muon", "AdamW", "Seesaw", "replayed path"),
     "gpa_llama": _AVERAGING,
     "gpa_teacher_student": _AVERAGING,
+    "pblbfgs_convex": ("PB-MB, unbiased test", "optax.lbfgs", "SVRG", "digits"),
+    "pblbfgs_network": ("PB-MB", "PB-FO", "Adam, tuned", "SGD, tuned"),
     "qr_one_feature": _EMBEDDINGS,
     "qr_planted": (*_EMBEDDINGS, "CRT mult, k = 2", "features", "threshold 0"),
     "qr_stdlib": (*_EMBEDDINGS, "mixed radix mult, k = 3", "threshold 10,000"),
@@ -103,7 +105,8 @@ def test_a_variation_never_replaces_the_protocols_result():
         (
             [],
             "error: give one claim: gns_llama, gpa_llama, gpa_teacher_student, "
-            "qr_one_feature, qr_planted, qr_stdlib, shampoo_llama",
+            "pblbfgs_convex, pblbfgs_network, qr_one_feature, qr_planted, qr_stdlib, "
+            "shampoo_llama",
         ),
         (["nope"], "error: no claim named 'nope'"),
         (["gpa_llama", "--seeds=1,x"], "error: --seeds must be a comma-separated"),

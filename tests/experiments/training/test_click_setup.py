@@ -219,6 +219,7 @@ def test_bad_requests_are_refused_before_anything_is_written(tmp_path):
         ({"data__world": "P9"}, "data.world must be one of P1, O1"),
         ({"tables__byte_budget": 100}, "byte_budget is 100"),
         ({"model__init": "reference"}, "model.init=reference draws full tables only"),
+        ({"optimizer__name": "pb_lbfgs"}, "pb_lbfgs searches along the loss of each"),
     ):
         with pytest.raises(ValueError, match=message):
             prepare(tiny_clicks(**changes), tmp_path / "run")
