@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from optim_jax.quasi_newton.memory import tree_dot
 from optim_jax.quasi_newton.progressive_batching.descent import Descent
-from optim_jax.quasi_newton.progressive_batching.growth import Sample, Test
+from optim_jax.quasi_newton.progressive_batching.growth import Examination, Sample
 from optim_jax.quasi_newton.progressive_batching.problem import Problem
 from optim_jax.quasi_newton.progressive_batching.solver_state import (
     Counters,
@@ -18,7 +18,7 @@ from optim_jax.quasi_newton.progressive_batching.stored_step import StoredStep
 def count_work(
     problem: Problem,
     state: PBLBFGSState,
-    test: Test,
+    test: Examination,
     sample: Sample,
     descent: Descent,
     renewal_grads: jax.Array,
@@ -58,7 +58,7 @@ def count_work(
 def record(
     problem: Problem,
     state: PBLBFGSState,
-    test: Test,
+    test: Examination,
     sample: Sample,
     descent: Descent,
     stored: StoredStep,

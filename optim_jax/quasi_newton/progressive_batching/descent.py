@@ -11,8 +11,8 @@ from optim_jax.quasi_newton.initial_step import first_step_scale, initial_step
 from optim_jax.quasi_newton.line_search import SearchResult, Trial
 from optim_jax.quasi_newton.memory import LBFGSMemory, clear_memory, tree_dot
 from optim_jax.quasi_newton.progressive_batching.growth import (
+    Examination,
     Sample,
-    Test,
     gradient_noise,
     probe_key,
 )
@@ -70,7 +70,11 @@ class _Attempt(NamedTuple):
 
 
 def descend(
-    problem: Problem, source: Any, state: PBLBFGSState, sample: Sample, test: Test
+    problem: Problem,
+    source: Any,
+    state: PBLBFGSState,
+    sample: Sample,
+    test: Examination,
 ) -> Descent:
     """Searches along -H g; if that fails, once along -g with an empty memory."""
     evaluation, options = sample.evaluation, problem.options
@@ -140,7 +144,7 @@ def _first_trial(
     source: Any,
     state: PBLBFGSState,
     sample: Sample,
-    test: Test,
+    test: Examination,
     square: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """First trial step, and what it cost; one at b = N."""

@@ -105,6 +105,7 @@ class PBLBFGS:
                 "batches, works without data"
             )
         options = self.options
+        self._check_counters()
         params = jax.tree.map(sources.copied, params)
         memory = init_memory(
             params, options.memory_size, memory_dtype=options.memory_dtype
@@ -332,6 +333,17 @@ class PBLBFGS:
 
     def _source_of(self, state: PBLBFGSState) -> Any:
         return self._data if self._sampler is None else state.window.stream
+
+    def _check_counters(self) -> None:
+        """Refuses a budget that the counters of samples cannot hold."""
+        limit = np.iinfo(jnp.result_type(int)).max
+        budget = (self._population or 0) * self.options.max_epochs
+        if np.isfinite(budget) and budget > limit:
+            raise ValueError(
+                f"max_epochs={self.options.max_epochs:g} of {self._population} samples "
+                f"are {budget:.3g} gradients, more than the counters hold ({limit}); "
+                "lower max_epochs or enable 64-bit types (jax_enable_x64)"
+            )
 
     def _check_loss(self, params: Any, source: Any) -> None:
         """Refuses a loss that is not one number per sample, or not finite in type."""

@@ -37,7 +37,7 @@ RECENT_GRADIENTS = 10
 RECENT_FRACTION = 0.38
 
 
-class Test(NamedTuple):
+class Examination(NamedTuple):
     """Outcome of a sample test.
 
     Attributes:
@@ -76,7 +76,7 @@ class Sample(NamedTuple):
     group_sizes: jax.Array
 
 
-def test_sample(problem: Problem, source: Any, state: PBLBFGSState) -> Test:
+def examine_sample(problem: Problem, source: Any, state: PBLBFGSState) -> Examination:
     """Tests the sample of a state.
 
     Args:
@@ -85,7 +85,7 @@ def test_sample(problem: Problem, source: Any, state: PBLBFGSState) -> Test:
       state: before the iteration.
 
     Returns:
-      `Test`; at b = N, and in iterations that `test_every` leaves out, untested.
+      `Examination`; at b = N, and in iterations that `test_every` leaves out, untested.
     """
     options, dtype = problem.options, problem.dtype
     memory, evaluation = state.memory, state.evaluation
@@ -143,7 +143,7 @@ def test_sample(problem: Problem, source: Any, state: PBLBFGSState) -> Test:
         growth_cap=options.growth_cap,
     )
     ratio = jnp.where(due, verdict.ratio, jnp.nan)
-    return Test(
+    return Examination(
         ratio=ratio,
         r=r,
         r_unbiased=r_unbiased,
@@ -153,14 +153,14 @@ def test_sample(problem: Problem, source: Any, state: PBLBFGSState) -> Test:
     )
 
 
-def untested(problem: Problem, state: PBLBFGSState) -> Test:
+def untested(problem: Problem, state: PBLBFGSState) -> Examination:
     """The record of a sample that needs no test, being all data."""
     grad = state.evaluation.grad
     products = inner_products(state.memory, grad)
     first = inverse_hessian_combination(state.memory, products)
     nan = jnp.full((), jnp.nan, problem.dtype)
     size = state.window.size
-    return Test(
+    return Examination(
         ratio=nan,
         r=image_products(state.memory, first, products).square,
         r_unbiased=nan,

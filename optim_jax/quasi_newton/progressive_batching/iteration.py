@@ -23,11 +23,11 @@ from optim_jax.quasi_newton.progressive_batching.accounting import (
 from optim_jax.quasi_newton.progressive_batching.descent import Descent, descend, move
 from optim_jax.quasi_newton.progressive_batching.evaluation import Evaluation
 from optim_jax.quasi_newton.progressive_batching.growth import (
+    Examination,
     Sample,
-    Test,
+    examine_sample,
     grow_sample,
     push_recent,
-    test_sample,
     ungrown,
     untested,
 )
@@ -68,7 +68,7 @@ def iterate(
     if problem.always_full:
         test, sample = untested(problem, state), ungrown(problem, state)
     else:
-        test = test_sample(problem, source, state)
+        test = examine_sample(problem, source, state)
         size = jnp.minimum(test.wanted, problem.options.largest_batch)
         sample = grow_sample(
             problem, source, state, size, overlap_in_front=permutation is not None
@@ -81,7 +81,7 @@ def _move_on(
     problem: Problem,
     source: Any,
     state: PBLBFGSState,
-    test: Test,
+    test: Examination,
     sample: Sample,
     descent: Descent,
 ) -> tuple[PBLBFGSState, StepInfo]:

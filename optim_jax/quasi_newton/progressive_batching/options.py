@@ -84,7 +84,8 @@ class Options:
         _check_range("c1", self.c1, "in (0, 1)", 0.0, 1.0)
         _check_range("c2", self.c2, f"in (c1, 1) = ({self.c1:g}, 1)", self.c1, 1.0)
         _check_range("factor", self.factor, "in (0, 1)", 0.0, 1.0)
-        _check_range("max_epochs", self.max_epochs, "> 0", 0.0, math.inf)
+        if not self.max_epochs > 0.0:
+            raise ValueError(f"max_epochs must be > 0, got {self.max_epochs}")
         if self.eps is not None:
             _check_range("eps", self.eps, "> 0", 0.0, math.inf)
         if self.max_time is not None:

@@ -143,7 +143,8 @@ class PBLBFGSResult(NamedTuple):
 
     Attributes:
       params: the last good point.
-      value: mean loss there over the last sample, of all data at b = N.
+      value: mean loss there over the last sample, of all data at b = N; after
+        "diverged" the one that was not finite.
       grad_norm: largest magnitude in the gradient there, ‖g‖_∞.
       reason: why the run ended, one of `REASONS`.
       converged: whether the reason is "certified": b = N and ‖g‖_∞ <= tol.

@@ -24,8 +24,8 @@ from optim_jax.quasi_newton.progressive_batching.evaluation import (
 )
 from optim_jax.quasi_newton.progressive_batching.growth import (
     RECENT_GRADIENTS,
+    examine_sample,
     push_recent,
-    test_sample,
     ungrown,
 )
 from optim_jax.quasi_newton.progressive_batching.options import Options
@@ -127,7 +127,7 @@ def as_optax(losses: Losses, options: Options) -> optax.GradientTransformationEx
         problem = _problem(losses, options, params, size)
         grad = jax.tree.map(lambda leaf: leaf.astype(problem.dtype), updates)
         inner = _as_solver_state(problem, state, params, batch, grad, value, size)
-        test = test_sample(problem, batch, inner)
+        test = examine_sample(problem, batch, inner)
         sample = ungrown(problem, inner)
         descent = descend(problem, batch, inner, sample, test)
         accepted = descent.result.accepted

@@ -233,3 +233,20 @@ def test_samples_may_be_of_any_type(devices):
     rows = np.asarray(state.window.order)[:48]
     batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], data)
     assert float(state.evaluation.value) == pytest.approx(float(loss(w, batch).mean()))
+
+
+def test_a_budget_beyond_the_counters_is_refused():
+    data = np.zeros((1000, 1), np.float32)
+    solver = pb_lbfgs(lambda w, x: (x * w).sum(axis=1), data, max_epochs=1e7)
+    with pytest.raises(
+        ValueError, match="max_epochs=1e.07 of 1000 samples.*jax_enable"
+    ):
+        solver.init(jnp.zeros(1), jax.random.key(KEY))
+    with jax.enable_x64(True):
+        solver.init(jnp.zeros(1), jax.random.key(KEY))
+
+
+def test_a_run_without_a_limit_on_epochs():
+    data = np.zeros((40, 1), np.float32)
+    solver = make_solver(lambda w, x: (x + w**2).sum(axis=1), data, max_epochs=np.inf)
+    assert solver.run(jnp.ones(1), jax.random.key(KEY)).reason == "certified"

@@ -88,7 +88,7 @@ start = functools.cache(Start)
 
 def judge(begin, state=None, **options):
     problem = make_problem(**options)
-    function = compiled(functools.partial(growth.test_sample, problem))
+    function = compiled(functools.partial(growth.examine_sample, problem))
     return function(begin.source, begin.state if state is None else state)
 
 
