@@ -18,6 +18,12 @@ from optim_jax.quasi_newton.progressive_batching.growth import RECENT_GRADIENTS
 from optim_jax.quasi_newton.progressive_batching.iteration import is_finite, iterate
 from optim_jax.quasi_newton.progressive_batching.options import Options
 from optim_jax.quasi_newton.progressive_batching.problem import Problem
+from optim_jax.quasi_newton.progressive_batching.records import (
+    Records,
+    empty_records,
+    read_records,
+    write_record,
+)
 from optim_jax.quasi_newton.progressive_batching.renewal import first_evaluation
 from optim_jax.quasi_newton.progressive_batching.sample_sums import SampleSums
 from optim_jax.quasi_newton.progressive_batching.sampling import first_window
@@ -167,19 +173,33 @@ class PBLBFGS:
             raise ValueError("run needs params and key, or state")
         at = self.init(params, key) if state is None else self._reopened(state)
         limit = self.options.max_time
-        records = RECORDS if limit is None else RECORDS_UNDER_CLOCK
-        source = self._source_of(at)
+        most = RECORDS if limit is None else RECORDS_UNDER_CLOCK
         history = []
         while int(at.reason) == 0:
-            chunk = self._chunk(at.window.size)
-            at, infos, count = self._advance(source, at, chunk=chunk, records=records)
-            infos, count = jax.device_get((infos, count))
-            history.append(jax.tree.map(lambda rows, n=count: rows[:n], infos))
+            at, records, count = self.advance(at, most)
+            history.append(read_records(records, int(count)))
             late = limit is not None and time.monotonic() - started >= limit
             if late and int(at.reason) == 0:
                 reason = jnp.full_like(at.reason, REASONS.index("max_time"))
                 at = at._replace(reason=reason)
         return self._result(at, history)
+
+    def advance(
+        self, state: PBLBFGSState, most: int = RECORDS
+    ) -> tuple[PBLBFGSState, Records, jax.Array]:
+        """One call of the device loop, without waiting for it: what `run` repeats.
+
+        Args:
+          state: where to go on.
+          most: iterations at most, >= 1; another number is another program.
+
+        Returns:
+          The state at the end or after `most` iterations, the packed records, and how
+          many there are.
+        """
+        chunk = self._chunk(state.window.size)
+        source = self._source_of(state)
+        return self._advance(source, state, chunk=chunk, records=most)
 
     def as_optax(self) -> optax.GradientTransformationExtraArgs:
         """The same method for batches that a data loader supplies.
@@ -277,12 +297,9 @@ class PBLBFGS:
 
     def _traced_advance(
         self, source: Any, state: PBLBFGSState, chunk: int, records: int
-    ) -> tuple[PBLBFGSState, StepInfo, jax.Array]:
+    ) -> tuple[PBLBFGSState, Records, jax.Array]:
         problem = self._problem(state.params, chunk)
-        shapes = jax.eval_shape(lambda: iterate(problem, source, state)[1])
-        infos = jax.tree.map(
-            lambda leaf: jnp.zeros((records, *leaf.shape), leaf.dtype), shapes
-        )
+        kept = empty_records(records, problem.dtype)
 
         def goes_on(carry: Any) -> jax.Array:
             state, _, count = carry
@@ -292,12 +309,11 @@ class PBLBFGS:
             return fits
 
         def body(carry: Any) -> Any:
-            state, infos, count = carry
+            state, kept, count = carry
             state, info = iterate(problem, source, state)
-            infos = jax.tree.map(lambda rows, row: rows.at[count].set(row), infos, info)
-            return state, infos, count + 1
+            return state, write_record(kept, count, info), count + 1
 
-        return lax.while_loop(goes_on, body, (state, infos, jnp.int32(0)))
+        return lax.while_loop(goes_on, body, (state, kept, jnp.int32(0)))
 
     def _problem(self, params: Any, chunk: int) -> Problem:
         sums = SampleSums(
