@@ -52,6 +52,7 @@ def csv_file(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_a_csv_file_is_fitted(csv_file, tmp_path):
     folder = tmp_path / "run"
     arguments = (f"--dataset=csv:{csv_file}", "--method=lbfgs", "--memory_size=5")

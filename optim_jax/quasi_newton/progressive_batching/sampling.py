@@ -122,15 +122,19 @@ def next_window(
     if window.is_stream:
         return _next_of_stream(window, source, kept, size)
 
-    def in_this_pass(window: Window) -> Window:
-        unused = window.start + window.size
-        start = unused - kept
+    start = window.start + window.size - kept
+
+    def moved(window: Window) -> Window:
         positions = jnp.arange(window.order.shape[0])
-        moved = jnp.roll(window.order, start - source)
-        is_kept = (positions >= start) & (positions < unused)
-        return window._replace(
-            order=jnp.where(is_kept, moved, window.order), start=start
-        )
+        is_kept = (positions >= start) & (positions < start + kept)
+        order = jnp.roll(window.order, start - source)
+        return window._replace(order=jnp.where(is_kept, order, window.order))
+
+    def in_this_pass(window: Window) -> Window:
+        # Unless the sample has grown, the kept entries already lie before the unused.
+        in_place = (source == start) | (kept == 0)
+        window = lax.cond(in_place, lambda window: window, moved, window)
+        return window._replace(start=start)
 
     def in_new_pass(window: Window) -> Window:
         return _begin_pass(window, source, kept)
