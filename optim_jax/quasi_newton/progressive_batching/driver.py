@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from optim_jax.quasi_newton.directional_derivatives import check_per_sample
 from optim_jax.quasi_newton.memory import accumulation_dtype, init_memory
 from optim_jax.quasi_newton.progressive_batching import sources
-from optim_jax.quasi_newton.progressive_batching.growth import RECENT_GRADIENTS
+from optim_jax.quasi_newton.progressive_batching.growth import no_recent
 from optim_jax.quasi_newton.progressive_batching.iteration import is_finite, iterate
 from optim_jax.quasi_newton.progressive_batching.options import Options
 from optim_jax.quasi_newton.progressive_batching.problem import Problem
@@ -55,7 +55,7 @@ class PBLBFGS:
     """Progressive-batching L-BFGS on one problem; made by `pb_lbfgs`.
 
     Attributes:
-      options: the options, with the sizes that depend on the data filled in at `init`.
+      options: the options, with the sizes that depend on the data filled in.
     """
 
     def __init__(
@@ -73,7 +73,6 @@ class PBLBFGS:
         self._loss = per_sample_loss
         self._sampler = data if callable(data) else None
         self._population = None
-        self._stream_source = None
         if data is not None:
             self._population = sources.population_of(data)
             options = options.sized(self._population)
@@ -258,21 +257,8 @@ class PBLBFGS:
         self, source: Any, params: Any, memory: Any, window: Any, chunk: int
     ) -> PBLBFGSState:
         problem = self._problem(params, chunk)
-        dtype = problem.dtype
         evaluation, overlap_start, overlap_size = first_evaluation(
             problem, source, params, memory, window
-        )
-        recent = ()
-        if self.options.test == "ipqn_window":
-            recent = jax.tree.map(
-                lambda leaf: jnp.zeros((RECENT_GRADIENTS, *leaf.shape), dtype), params
-            )
-        sums = jax.eval_shape(
-            lambda: problem.sums.loss(params, source, window.order, 0, 1)
-        )
-        aux = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, dtype)),
-            sums.aux,
         )
         state = PBLBFGSState(
             params=params,
@@ -281,9 +267,9 @@ class PBLBFGS:
             overlap_start=overlap_start,
             overlap_size=overlap_size,
             evaluation=evaluation,
-            recent=recent,
-            aux=aux,
-            step=jnp.ones((), dtype),
+            recent=no_recent(problem, params),
+            aux=problem.sums.no_aux(params, source, window.order),
+            step=jnp.ones((), problem.dtype),
             counters=Counters.zeros(),
             reason=jnp.int32(0),
         )

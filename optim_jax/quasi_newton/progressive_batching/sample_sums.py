@@ -103,6 +103,16 @@ class SampleSums:
 
         return self._over_range(body, source, order, start, stop, params)
 
+    def no_aux(self, params: Any, source: Any, order: jax.Array) -> Any:
+        """Zeros of the types of mean auxiliary outputs."""
+        sums = jax.eval_shape(lambda: self.loss(params, source, order, 0, 1))
+        return jax.tree.map(
+            lambda leaf: jnp.zeros(
+                leaf.shape, jnp.promote_types(leaf.dtype, self.dtype)
+            ),
+            sums.aux,
+        )
+
     def squared_deviations(
         self,
         params: Any,

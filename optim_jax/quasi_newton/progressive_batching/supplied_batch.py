@@ -15,7 +15,7 @@ from optim_jax.quasi_newton.memory import (
     init_memory,
 )
 from optim_jax.quasi_newton.progressive_batching import sources
-from optim_jax.quasi_newton.progressive_batching.accounting import record
+from optim_jax.quasi_newton.progressive_batching.accounting import count_work, record
 from optim_jax.quasi_newton.progressive_batching.descent import descend, move
 from optim_jax.quasi_newton.progressive_batching.evaluation import (
     Evaluation,
@@ -148,7 +148,11 @@ def as_optax(losses: Losses, options: Options) -> optax.GradientTransformationEx
         s = jax.tree.map(lambda leaf: leaf.astype(problem.dtype), change)
         y = jax.tree.map(jnp.subtract, new_grad, grad)
         stored = store_step(problem, descent, s, y, grad, state.counters)
-        counters = _counted(problem, state.counters, test, descent, size, stored)
+        # Passes over the batch besides the gradient that was given.
+        passes = (problem.groups > 1) + (not problem.needs_slope)
+        counters = count_work(
+            problem, inner, test, sample, descent, jnp.int32(passes * size)
+        )._replace(skipped=stored.skipped)
         recent = state.recent
         if options.test == "ipqn_window":
             recent = push_recent(recent, grad, state.counters.k)
@@ -213,7 +217,6 @@ def _as_solver_state(
         if value is None:
             value = sums.loss(params, batch, order, 0, size).loss / size
         evaluation = Evaluation(jnp.asarray(value, problem.dtype), grad, (), ())
-    aux = jax.eval_shape(lambda: sums.loss(params, batch, order, 0, 1).aux)
     return PBLBFGSState(
         params=params,
         memory=state.memory,
@@ -222,47 +225,10 @@ def _as_solver_state(
         overlap_size=window.size,
         evaluation=evaluation,
         recent=state.recent,
-        aux=jax.tree.map(
-            lambda leaf: jnp.zeros(
-                leaf.shape, jnp.promote_types(leaf.dtype, problem.dtype)
-            ),
-            aux,
-        ),
+        aux=sums.no_aux(params, batch, order),
         step=state.step,
         counters=state.counters,
         reason=none,
-    )
-
-
-def _counted(
-    problem: Problem,
-    counters: Counters,
-    test: Any,
-    descent: Any,
-    size: int,
-    stored: Any,
-) -> Counters:
-    """Adds the work of an update: its own passes, and the gradient it was given."""
-    passes = 1 + (problem.groups > 1)
-    losses = descent.trials * size
-    grads = jnp.int32(passes * size)
-    if problem.needs_slope:
-        grads, losses = grads + losses, jnp.zeros_like(losses)
-    else:
-        grads = grads + size
-    failed = ~descent.result.accepted
-
-    def add(count: jax.Array, more: Any) -> jax.Array:
-        return count + jnp.asarray(more).astype(count.dtype)
-
-    return counters._replace(
-        k=counters.k + 1,
-        grad_evals=add(counters.grad_evals, grads),
-        fn_evals=add(counters.fn_evals, losses),
-        jvp_evals=add(counters.jvp_evals, test.jvp_evals + descent.jvp_evals),
-        skipped=stored.skipped,
-        search_failures=jnp.where(failed, counters.search_failures + 1, 0),
-        same_size=counters.same_size + 1,
     )
 
 
