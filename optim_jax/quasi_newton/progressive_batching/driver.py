@@ -68,7 +68,7 @@ class PBLBFGS:
         data_axis: str,
     ):
         if mesh is not None:
-            mesh = sources.with_auto_axes(mesh)
+            mesh = sources.auto_mesh(mesh)
         self._mesh, self._axis = mesh, data_axis
         self._loss = per_sample_loss
         self._sampler = data if callable(data) else None
@@ -267,7 +267,7 @@ class PBLBFGS:
             overlap_start=overlap_start,
             overlap_size=overlap_size,
             evaluation=evaluation,
-            recent=no_recent(problem, params),
+            recent=no_recent(self.options, params, problem.dtype),
             aux=problem.sums.no_aux(params, source, window.order),
             step=jnp.ones((), problem.dtype),
             counters=Counters.zeros(),

@@ -24,6 +24,7 @@ from optim_jax.quasi_newton.progressive_batching.evaluation import (
     Evaluation,
     evaluate_growth,
 )
+from optim_jax.quasi_newton.progressive_batching.options import Options
 from optim_jax.quasi_newton.progressive_batching.problem import Problem
 from optim_jax.quasi_newton.progressive_batching.sampling import Window, grow
 from optim_jax.quasi_newton.progressive_batching.solver_state import PBLBFGSState
@@ -313,12 +314,12 @@ def probe_key(state: PBLBFGSState) -> jax.Array:
     return jax.random.fold_in(key, state.counters.k)
 
 
-def no_recent(problem: Problem, params: Any) -> Any:
+def no_recent(options: Options, params: Any, dtype: Any) -> Any:
     """Room for the last gradients where the test looks at them, else `()`."""
-    if problem.options.test != "ipqn_window":
+    if options.test != "ipqn_window":
         return ()
     return jax.tree.map(
-        lambda leaf: jnp.zeros((RECENT_GRADIENTS, *leaf.shape), problem.dtype), params
+        lambda leaf: jnp.zeros((RECENT_GRADIENTS, *leaf.shape), dtype), params
     )
 
 

@@ -4,16 +4,16 @@ import dataclasses
 import math
 import warnings
 
+from optim_jax.quasi_newton.curvature_pairs import CURVATURES
+from optim_jax.quasi_newton.hessian_products import FORMS
 from optim_jax.quasi_newton.initial_step import FIRST_STEPS, INIT_STEPS
+from optim_jax.quasi_newton.ipqn import VARIANCES
 from optim_jax.quasi_newton.line_search import LINE_SEARCHES
 from optim_jax.quasi_newton.sample_tests import SAMPLE_TESTS
 from optim_jax.validation import check_choice
 
 OVERLAPS = ("multi", "full")
 EVALUATIONS = ("chunked", "bucketed")
-VARIANCES = ("groups", "hutchinson", "exact")
-CURVATURES = ("relative", "absolute", "none")
-FORMS = ("compact", "two_loop")
 
 LARGEST_DEFAULT_BATCH = 512
 SMALLEST_DEFAULT_BATCH = 32

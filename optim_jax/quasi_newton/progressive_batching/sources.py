@@ -79,7 +79,7 @@ def place(data: Any, mesh: Mesh | None, axis: str) -> Any:
     return jax.tree.map(placed, data)
 
 
-def with_auto_axes(mesh: Mesh) -> Mesh:
+def auto_mesh(mesh: Mesh) -> Mesh:
     """The same devices, along axes that the types of arrays do not name."""
     return mesh.update(axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
@@ -90,7 +90,7 @@ def copied(leaf: Any) -> jax.Array:
     sharding = leaf.sharding
     mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
     if isinstance(mesh, Mesh) and is_explicit(mesh):
-        auto = NamedSharding(with_auto_axes(mesh), leaf.sharding.spec)
+        auto = NamedSharding(auto_mesh(mesh), leaf.sharding.spec)
         leaf = jax.device_put(leaf, auto)
     return leaf
 

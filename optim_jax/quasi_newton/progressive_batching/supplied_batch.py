@@ -23,8 +23,8 @@ from optim_jax.quasi_newton.progressive_batching.evaluation import (
     evaluate_rest,
 )
 from optim_jax.quasi_newton.progressive_batching.growth import (
-    RECENT_GRADIENTS,
     examine_sample,
+    no_recent,
     push_recent,
     ungrown,
 )
@@ -89,17 +89,12 @@ def as_optax(losses: Losses, options: Options) -> optax.GradientTransformationEx
             params, options.memory_size, memory_dtype=options.memory_dtype
         )
         dtype = accumulation_dtype(params)
-        recent = ()
-        if options.test == "ipqn_window":
-            recent = jax.tree.map(
-                lambda leaf: jnp.zeros((RECENT_GRADIENTS, *leaf.shape), dtype), params
-            )
         counters = Counters.zeros()
         return SuppliedBatchState(
             memory=memory,
             step=jnp.ones((), dtype),
             counters=counters,
-            recent=recent,
+            recent=no_recent(options, params, dtype),
             info=_empty_info(dtype, counters),
         )
 
