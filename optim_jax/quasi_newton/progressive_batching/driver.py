@@ -11,10 +11,15 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from optim_jax.quasi_newton.directional_derivatives import check_per_sample
 from optim_jax.quasi_newton.memory import accumulation_dtype, init_memory
 from optim_jax.quasi_newton.progressive_batching import sources
 from optim_jax.quasi_newton.progressive_batching.growth import no_recent
+from optim_jax.quasi_newton.progressive_batching.input_checks import (
+    check_counters,
+    check_loss,
+    checked_permutation,
+    raw_key,
+)
 from optim_jax.quasi_newton.progressive_batching.iteration import is_finite, iterate
 from optim_jax.quasi_newton.progressive_batching.options import Options
 from optim_jax.quasi_newton.progressive_batching.problem import Problem
@@ -110,14 +115,15 @@ class PBLBFGS:
                 "batches, works without data"
             )
         options = self.options
-        self._check_counters()
+        check_counters(self._population, options.max_epochs)
         params = jax.tree.map(sources.copied, params)
         memory = init_memory(
             params, options.memory_size, memory_dtype=options.memory_dtype
         )
-        key_data = _raw_key(key)
+        key_data = raw_key(key)
         source = self._source(key_data)
-        self._check_loss(params, source)
+        batch = self._example(source)
+        check_loss(self._loss, params, batch, has_aux=options.has_aux)
         window = first_window(
             key_data, self._population, options.first_batch, options.largest_batch
         )
@@ -142,7 +148,7 @@ class PBLBFGS:
           ValueError: `perm` is not a permutation of the data.
         """
         if perm is not None:
-            perm = self._checked_permutation(perm)
+            perm = checked_permutation(perm, self._population)
         state = _on_device(state)
         chunk = self._chunk(state.window.size)
         state, info = self._iterate(self._source_of(state), state, perm, chunk=chunk)
@@ -336,64 +342,14 @@ class PBLBFGS:
     def _source_of(self, state: PBLBFGSState) -> Any:
         return self._data if self._sampler is None else state.window.stream
 
-    def _check_counters(self) -> None:
-        """Refuses a budget that the counters of samples cannot hold."""
-        limit = np.iinfo(jnp.result_type(int)).max
-        budget = (self._population or 0) * self.options.max_epochs
-        if np.isfinite(budget) and budget > limit:
-            raise ValueError(
-                f"max_epochs={self.options.max_epochs:g} of {self._population} samples "
-                f"are {budget:.3g} gradients, more than the counters hold ({limit}); "
-                "lower max_epochs or enable 64-bit types (jax_enable_x64)"
-            )
-
-    def _check_loss(self, params: Any, source: Any) -> None:
-        """Refuses a loss that is not one number per sample, or not finite in type."""
-        count = min(2, self._population or 2)
-        indices = jnp.zeros(count, jnp.int32)
+    def _example(self, source: Any) -> Any:
+        """Shapes of a small batch as the caller's loss sees it."""
+        indices = jnp.zeros(min(2, self._population or 2), jnp.int32)
         sampler = self._sampler
         if sampler is not None:
-            batch = jax.eval_shape(lambda: sources.draw(source, sampler, indices))
-        else:
-            batch = jax.eval_shape(lambda: sources.take(source, indices))
-        user_batch = batch[0] if self._has_weights else batch
-        output = jax.eval_shape(self._loss, params, user_batch)
-        if self.options.has_aux:
-            if not (isinstance(output, tuple) and len(output) == 2):
-                raise ValueError(
-                    "with has_aux=True per_sample_loss must return (losses, aux), got "
-                    f"{jax.tree.structure(output)}"
-                )
-            output, aux = output
-            for leaf in jax.tree.leaves(aux):
-                if leaf.shape[:1] != (count,):
-                    raise ValueError(
-                        "the auxiliary outputs must hold one entry per sample, got "
-                        f"shape {leaf.shape} for a batch of {count}"
-                    )
-        if len(jax.tree.leaves(output)) != 1 or not hasattr(output, "shape"):
-            raise ValueError(
-                "per_sample_loss must return one loss per sample, got "
-                f"{jax.tree.structure(output)}; with auxiliary outputs set has_aux=True"
-            )
-        check_per_sample(output.shape, count)
-        if not jnp.issubdtype(output.dtype, jnp.floating):
-            raise ValueError(
-                "per_sample_loss must return one loss per sample, real floating-point, "
-                f"got {output.dtype}"
-            )
-
-    def _checked_permutation(self, perm: Any) -> jax.Array:
-        if self._population is None:
-            raise ValueError("perm needs data of a known size, got a stream")
-        perm = np.asarray(perm)
-        expected = np.arange(self._population)
-        if perm.shape != expected.shape or not np.array_equal(np.sort(perm), expected):
-            raise ValueError(
-                f"perm must be a permutation of 0..{self._population - 1}, got shape "
-                f"{perm.shape} of {perm.dtype}"
-            )
-        return jnp.asarray(perm, jnp.int32)
+            return jax.eval_shape(lambda: sources.draw(source, sampler, indices))
+        batch = jax.eval_shape(lambda: sources.take(source, indices))
+        return batch[0] if self._has_weights else batch
 
     def _chunk(self, size: Any) -> int:
         if self.options.evaluation == "chunked":
@@ -413,16 +369,3 @@ def _on_device(state: PBLBFGSState) -> PBLBFGSState:
     if isinstance(state.reason, jax.Array):
         return state
     return jax.tree.map(jnp.asarray, state)
-
-
-def _raw_key(key: Any) -> np.ndarray:
-    """Key data of a typed or raw PRNG key."""
-    if jnp.issubdtype(getattr(key, "dtype", np.int32), jax.dtypes.prng_key):
-        key = jax.random.key_data(key)
-    data = np.asarray(key)
-    if data.dtype != np.uint32 or data.shape != (2,):
-        raise ValueError(
-            "key must be a PRNG key such as jax.random.key(0), got "
-            f"{data.dtype} of shape {data.shape}"
-        )
-    return data
