@@ -10,9 +10,7 @@ while a file fifty times as long as the growth that is allowed is read.
 """
 
 import dataclasses
-import json
 import os
-import pathlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,7 +18,8 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from experiments.benchmarks.interleaved import interleave, ratio, restrict_threads
+from experiments.benchmarks.command_line import measure_and_store
+from experiments.benchmarks.interleaved import interleave, ratio
 from experiments.data.criteo import (
     TextRows,
     Vocabulary,
@@ -267,24 +266,15 @@ def format_report(report: dict[str, Any]) -> str:
 
 def main(_: Sequence[str]) -> None:
     """Runs the benchmark from the command line."""
-    try:
-        if flags.FLAGS.threads:
-            restrict_threads(flags.FLAGS.threads)
-        report = run(
+    measure_and_store(
+        lambda: run(
             lines=flags.FLAGS.lines,
             long_megabytes=flags.FLAGS.long_megabytes,
             rounds=flags.FLAGS.rounds,
-        )
-    except ValueError as error:
-        raise app.UsageError(str(error)) from error
-    print(
-        f"{report['provenance']['machine']['cpu']}, {report['cores_used']} cores used, "
-        f"load {report['load_average']:.1f}; {report['rounds']} rounds"
+        ),
+        threads=flags.FLAGS.threads,
+        path=flags.FLAGS.json,
     )
-    if flags.FLAGS.json:
-        path = pathlib.Path(flags.FLAGS.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

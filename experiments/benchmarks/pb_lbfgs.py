@@ -10,9 +10,7 @@ that one compiled iteration holds beyond its state.
 """
 
 import dataclasses
-import json
 import os
-import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -22,13 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from experiments.benchmarks.command_line import measure_and_store
 from experiments.benchmarks.full_batch_contenders import (
     FullBatchRun,
     optax_lbfgs,
     ours,
     scipy_lbfgs,
 )
-from experiments.benchmarks.interleaved import interleave, ratio, restrict_threads
+from experiments.benchmarks.interleaved import interleave, ratio
 from experiments.logistic.datasets import DatasetConfig, load_problem
 from experiments.logistic.problem import LogisticProblem
 from experiments.logistic.reference_optimum import reference_optimum
@@ -307,24 +306,15 @@ def format_report(report: dict[str, Any]) -> str:
 
 def main(_: Sequence[str]) -> None:
     """Runs the benchmark from the command line."""
-    try:
-        if flags.FLAGS.threads:
-            restrict_threads(flags.FLAGS.threads)
-        report = run(
+    measure_and_store(
+        lambda: run(
             rounds=flags.FLAGS.rounds,
             large_rows=flags.FLAGS.large_rows,
             large_rounds=flags.FLAGS.large_rounds,
-        )
-    except ValueError as error:
-        raise app.UsageError(str(error)) from error
-    print(
-        f"{report['provenance']['machine']['cpu']}, {report['cores_used']} cores used, "
-        f"load {report['load_average']:.1f}; {report['rounds']} rounds"
+        ),
+        threads=flags.FLAGS.threads,
+        path=flags.FLAGS.json,
     )
-    if flags.FLAGS.json:
-        path = pathlib.Path(flags.FLAGS.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

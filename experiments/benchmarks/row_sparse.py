@@ -20,9 +20,7 @@ show their neighbours on a shared machine, so the bars compare minima.
 
 import dataclasses
 import itertools
-import json
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -32,7 +30,8 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from experiments.benchmarks.interleaved import interleave, ratio, restrict_threads
+from experiments.benchmarks.command_line import measure_and_store
+from experiments.benchmarks.interleaved import interleave, ratio
 from experiments.provenance import provenance
 from experiments.tables import markdown_table
 from optim_jax.row_sparse import (
@@ -351,20 +350,11 @@ def run(
 
 def main(_: Sequence[str]) -> None:
     """Runs the benchmark from the command line."""
-    try:
-        if flags.FLAGS.threads:
-            restrict_threads(flags.FLAGS.threads)
-        report = run(rounds=flags.FLAGS.rounds)
-    except ValueError as error:
-        raise app.UsageError(str(error)) from error
-    print(
-        f"{report['provenance']['machine']['cpu']}, {report['cores_used']} cores used, "
-        f"load {report['load_average']:.1f}; {report['rounds']} rounds"
+    measure_and_store(
+        lambda: run(rounds=flags.FLAGS.rounds),
+        threads=flags.FLAGS.threads,
+        path=flags.FLAGS.json,
     )
-    if flags.FLAGS.json:
-        path = pathlib.Path(flags.FLAGS.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":
